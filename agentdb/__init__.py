@@ -1,0 +1,178 @@
+"""AgentDB: the embedded database of an AI agent.
+
+Everything public is here and is loaded when it is first used: importing this package imports nothing else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agentdb.aio import AsyncDatabase, open_async
+    from agentdb.config import Config
+    from agentdb.database import Database, open, restore
+    from agentdb.embedding import (
+        Embedder,
+        EmbedderIdentity,
+        EmbedKind,
+        ImageEmbedder,
+        TokenCounter,
+        TokenEmbedder,
+        check_vectors,
+        embed_texts,
+        load_embedder,
+    )
+    from agentdb.errors import (
+        AccessDeniedError,
+        AgentDBError,
+        ClosedError,
+        ConflictError,
+        ErrorKind,
+        FormatError,
+        IntegrityError,
+        InvalidInputError,
+        MissingDependencyError,
+        NotFoundError,
+        StorageError,
+        UnavailableError,
+    )
+    from agentdb.filters import (
+        And,
+        Compare,
+        Contains,
+        Exists,
+        Field,
+        Filter,
+        In,
+        IsNull,
+        Not,
+        Or,
+        TextMatch,
+        field,
+    )
+    from agentdb.llm import LanguageModel, Reranker
+    from agentdb.states import AgentStates, StateVersion
+    from agentdb.storage.schema import TableSchema
+    from agentdb.storage.table import Table
+    from agentdb.types import ErasureReceipt, Hit, Key, Metric, OrderBy, Row
+
+__all__ = [
+    "AccessDeniedError",
+    "AgentDBError",
+    "AgentStates",
+    "And",
+    "AsyncDatabase",
+    "ClosedError",
+    "Compare",
+    "Config",
+    "ConflictError",
+    "Contains",
+    "Database",
+    "EmbedKind",
+    "Embedder",
+    "EmbedderIdentity",
+    "ErasureReceipt",
+    "ErrorKind",
+    "Exists",
+    "Field",
+    "Filter",
+    "FormatError",
+    "Hit",
+    "ImageEmbedder",
+    "In",
+    "IntegrityError",
+    "InvalidInputError",
+    "IsNull",
+    "Key",
+    "LanguageModel",
+    "Metric",
+    "MissingDependencyError",
+    "Not",
+    "NotFoundError",
+    "Or",
+    "OrderBy",
+    "Reranker",
+    "Row",
+    "StateVersion",
+    "StorageError",
+    "Table",
+    "TableSchema",
+    "TextMatch",
+    "TokenCounter",
+    "TokenEmbedder",
+    "UnavailableError",
+    "check_vectors",
+    "embed_texts",
+    "field",
+    "load_embedder",
+    "open",
+    "open_async",
+    "restore",
+]
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "agentdb.aio": ("AsyncDatabase", "open_async"),
+    "agentdb.config": ("Config",),
+    "agentdb.database": ("Database", "open", "restore"),
+    "agentdb.embedding": (
+        "EmbedKind",
+        "Embedder",
+        "EmbedderIdentity",
+        "ImageEmbedder",
+        "TokenCounter",
+        "TokenEmbedder",
+        "check_vectors",
+        "embed_texts",
+        "load_embedder",
+    ),
+    "agentdb.errors": (
+        "AccessDeniedError",
+        "AgentDBError",
+        "ClosedError",
+        "ConflictError",
+        "ErrorKind",
+        "FormatError",
+        "IntegrityError",
+        "InvalidInputError",
+        "MissingDependencyError",
+        "NotFoundError",
+        "StorageError",
+        "UnavailableError",
+    ),
+    "agentdb.filters": (
+        "And",
+        "Compare",
+        "Contains",
+        "Exists",
+        "Field",
+        "Filter",
+        "In",
+        "IsNull",
+        "Not",
+        "Or",
+        "TextMatch",
+        "field",
+    ),
+    "agentdb.llm": ("LanguageModel", "Reranker"),
+    "agentdb.states": ("AgentStates", "StateVersion"),
+    "agentdb.storage.schema": ("TableSchema",),
+    "agentdb.storage.table": ("Table",),
+    "agentdb.types": ("ErasureReceipt", "Hit", "Key", "Metric", "OrderBy", "Row"),
+}
+_HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,119 @@
+"""``open`` and ``Database``: the one place where the parts are put together."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Self
+
+from agentdb.config import Config
+from agentdb.embedding import Embedder, is_embedder, load_embedder
+from agentdb.errors import InvalidInputError
+from agentdb.states import AgentStates
+from agentdb.storage.backup import restore_backup
+from agentdb.storage.engine import Engine
+from agentdb.types import OnProgress
+
+__all__ = ["Database", "open", "restore"]
+
+
+class Database(Engine):
+    """A database: its tables and its managers. Made by `agentdb.open`.
+
+    Attributes:
+        states: the Agent State Manager.
+    """
+
+    states: AgentStates
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool,
+        create: bool,
+        config: Config | None,
+        embedder: Embedder | None,
+    ) -> None:
+        if embedder is not None and not is_embedder(embedder):
+            raise InvalidInputError(
+                f"embedder must have name, dimension, max_tokens and embed(), not {type(embedder).__name__}"
+            )
+        super().__init__(self.open_path(path, read_only=read_only, create=create, config=config))
+        try:
+            self._embedder = embedder
+            self._embedder_mutex = threading.Lock()
+            self._own_embedder = False
+            self.states = AgentStates(self)
+        except BaseException:
+            super().close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedder given to `open`, or the installed default, loaded at the first use.
+
+        Raises:
+            MissingDependencyError: none is installed; the message names the extra ``local``.
+        """
+        with self._embedder_mutex:
+            if self._embedder is None:
+                self._embedder = load_embedder()
+                self._own_embedder = True
+            return self._embedder
+
+    def close(self) -> None:
+        """Close this handle; see `Engine.close`. An embedder that was passed to `open` stays open."""
+        super().close()
+        with self._embedder_mutex:
+            if self._own_embedder:
+                closing = getattr(self._embedder, "close", None)
+                self._embedder, self._own_embedder = None, False
+                if closing is not None:
+                    closing()
+
+
+def open(
+    path: str | os.PathLike[str],
+    *,
+    read_only: bool = False,
+    create: bool = True,
+    config: Config | None = None,
+    embedder: Embedder | None = None,
+) -> Database:
+    """Open the database in a directory; it is created where there is none. Use it in a ``with`` block, or close it.
+
+    Any number of handles, threads and processes may have one path open at once; start processes with the
+    ``spawn`` or ``forkserver`` method.
+
+    Args:
+        path: a directory on a local disk.
+        read_only: refuse writes, and write nothing, not even a lock file.
+        create: False: raise where there is no database.
+        config: how it behaves in this process; None: the defaults, or those of the handle that is open already.
+        embedder: turns text into vectors; None: the installed default, loaded when text is first embedded.
+
+    Raises:
+        NotFoundError: there is no database, and none may be created.
+        FormatError: the path holds something else, or a newer format; nothing was written.
+        AccessDeniedError: the directory cannot be written; ``read_only=True`` may help.
+        UnavailableError: a network file system.
+    """
+    return Database(path, read_only=read_only, create=create, config=config, embedder=embedder)
+
+
+def restore(
+    backup: str | os.PathLike[str], path: str | os.PathLike[str], on_progress: OnProgress | None = None
+) -> None:
+    """Make a database at ``path`` out of what ``db.backup`` wrote. The path appears complete or not at all.
+
+    Raises:
+        FormatError: the backup is no database of a format we read.
+        InvalidInputError: the path exists and is not an empty directory.
+        StorageError: a file is missing, corrupt or cannot be written.
+    """
+    restore_backup(Path(backup), Path(path), on_progress)

@@ -1,0 +1,762 @@
+"""Snapshots, transactions and group commit: the part of the engine that all handles of one path in a process share.
+
+A *view* is what an operation sees: a snapshot (``ReadView``) or an open transaction (``WriteView``). Operations ask for
+the current view of their thread or task and join it; without one they get a snapshot of their own, or hand their work to
+the commit queue, where concurrent writers share one SQLite commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+import apsw
+
+from agentdb.config import Config
+from agentdb.errors import (
+    AccessDeniedError,
+    AgentDBError,
+    ClosedError,
+    InvalidInputError,
+    NotFoundError,
+    StorageError,
+    UnavailableError,
+)
+from agentdb.storage.cold import ColdStore
+from agentdb.storage.hot import Catalogue, HotStore, TableEntry, storage_errors
+from agentdb.storage.locks import FileLock, Pins, close_after_fork, fork_generation
+
+__all__ = ["Core", "ReadView", "View", "WriteView"]
+
+T = TypeVar("T")
+
+LOCK_DIRECTORY = "locks"
+PIN_DIRECTORY = "pins"
+_MAX_GROUP = 256
+"""Writers that share one commit: bounds how long the first of them waits."""
+
+
+def _owner() -> tuple[int, int]:
+    """Identify the running thread and task: a view belongs to one of each."""
+    task = None
+    if asyncio._get_running_loop() is not None:
+        task = asyncio.current_task()
+    return threading.get_ident(), id(task) if task is not None else 0
+
+
+class View:
+    """One consistent state of the whole database."""
+
+    writable = False
+
+    def __init__(self, core: Core, connection: apsw.Connection, commit_no: int, catalogue: Catalogue) -> None:
+        self.core = core
+        self.connection = connection
+        self.commit_no = commit_no
+        self.catalogue = catalogue
+        self.owner = _owner()
+        self.is_over = False
+        """Its block was left. Tasks and threads that were started inside still name it in their context."""
+        self._versions: dict[int, int] = {}
+
+    def entry(self, table_id: int, name: str) -> TableEntry:
+        """Return a table's definition in this state.
+
+        Raises:
+            NotFoundError: it was dropped, or is not created yet in this state.
+        """
+        found = self.catalogue.by_id.get(table_id)
+        if found is None:
+            raise NotFoundError(f"table {name} does not exist in this state of the database; it may have been dropped")
+        return found
+
+    def version(self, entry: TableEntry) -> int:
+        """Return the Lance version that belongs to this state; 0: nothing is in the cold tier."""
+        found = self._versions.get(entry.id)
+        if found is None:
+            found = self.core.hot.version(self.connection, entry.id)
+            self._versions[entry.id] = found
+        return found
+
+    def check(self) -> None:
+        """Raise unless the calling thread and task are those that opened the view."""
+        if self.owner != _owner():
+            kind = "transaction" if self.writable else "snapshot"
+            raise UnavailableError(
+                f"the current {kind} belongs to another thread or task; open one of your own, or leave its block first"
+            )
+
+    def use(self) -> contextlib.AbstractContextManager[None]:
+        """Guard one operation on the view."""
+        return _UNGUARDED
+
+
+_UNGUARDED = contextlib.nullcontext()
+
+
+class ReadView(View):
+    """A snapshot: hot rows and Lance versions as of one commit."""
+
+    def __init__(self, core: Core, connection: apsw.Connection, commit_no: int, catalogue: Catalogue, pin: int) -> None:
+        super().__init__(core, connection, commit_no, catalogue)
+        self._pin: int | None = pin
+
+    def take_pin(self) -> int:
+        """Hand the pin on the cold tier over to an iterator that outlives the view."""
+        pin, self._pin = self._pin, None
+        assert pin is not None, "a view is handed over once"
+        return pin
+
+    def close(self) -> None:
+        """Give the connection and the pin back."""
+        self.core.hot.give_reader(self.connection)
+        if self._pin is not None:
+            self.core.pins.release(self._pin)
+
+
+class WriteView(View):
+    """An open write transaction: sees its own writes, and nobody else's appear while it lasts."""
+
+    writable = True
+
+    def __init__(self, core: Core, connection: apsw.Connection, meta: tuple[int, int], catalogue: Catalogue) -> None:
+        super().__init__(core, connection, meta[0], catalogue)
+        self._row_no = meta[1]
+        self._mutex = threading.RLock()
+        self._guard = _Guard(self)
+        self.last_used = time.monotonic()
+        self.expired = False
+        self.committing = False
+        self.touched: dict[int, int] = {}
+        """Bytes written by table, for the maintenance thread."""
+        self.on_end: list[Callable[[], None]] = []
+
+    def next_seq(self) -> int:
+        """Return the commit number of the next unit of work."""
+        self.commit_no += 1
+        return self.commit_no
+
+    def reserve(self, rows: int) -> int:
+        """Return the first of so many write numbers."""
+        first = self._row_no + 1
+        self._row_no += rows
+        return first
+
+    def counters(self) -> tuple[int, int]:
+        """Return the commit number and the write number reached so far."""
+        return self.commit_no, self._row_no
+
+    def published(self, entry: TableEntry, version: int) -> None:
+        """Note that this transaction points the catalogue at another version."""
+        self._versions[entry.id] = version
+
+    def alive(self) -> None:
+        """Raise if SQLite has rolled the transaction back by itself, as it does when a write fails in its midst.
+
+        What followed would run, and be kept, statement by statement.
+
+        Raises:
+            StorageError: it has; retryable.
+        """
+        if not self.connection.in_transaction:
+            raise StorageError("the transaction was rolled back because a write in it failed", retryable=True)
+
+    def committed(self, error: BaseException) -> bool:
+        """Whether the commit succeeded although ``error`` was raised: an interrupt that came right after it."""
+        return self.committing and not isinstance(error, apsw.Error) and not self.connection.in_transaction
+
+    def reload(self) -> None:
+        """Read the catalogue again after this transaction changed it."""
+        self.catalogue = self.core.hot.load(self.connection)
+        self._versions.clear()
+
+    def use(self) -> contextlib.AbstractContextManager[None]:
+        """Guard one operation: not after a time-out, and not while one rolls back."""
+        return self._guard
+
+    @contextlib.contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo what the block wrote if it raises, and nothing else."""
+        catalogue, versions = self.catalogue, dict(self._versions)
+        self.connection.execute("SAVEPOINT unit")
+        try:
+            yield
+        except BaseException:
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK TO unit")
+                self.connection.execute("RELEASE unit")
+            self.catalogue, self._versions = catalogue, versions
+            raise
+        self.connection.execute("RELEASE unit")
+
+
+class _Guard:
+    """One operation on a transaction. A class, because generators are slow and every call passes here."""
+
+    def __init__(self, view: WriteView) -> None:
+        self._view = view
+
+    def __enter__(self) -> None:
+        view = self._view
+        view._mutex.acquire()
+        if view.expired:
+            view._mutex.release()
+            raise StorageError(
+                "the transaction was rolled back because it was idle for longer than Config.transaction_idle_timeout_s",
+                retryable=True,
+            )
+        try:
+            view.alive()
+        except BaseException:
+            view._mutex.release()
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        self._view.last_used = time.monotonic()
+        self._view._mutex.release()
+
+
+class _Reading:
+    """Gives a block the current view, or a snapshot of its own; a class for the same reason."""
+
+    __slots__ = ("_core", "_guard", "_own")
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._own: ReadView | None = None
+        self._guard: contextlib.AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> View:
+        core = self._core
+        core.check()
+        view = core.current()
+        if view is None:
+            self._own = core.open_view()
+            return self._own
+        self._guard = view.use()
+        self._guard.__enter__()
+        return view
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._own is not None:
+            self._own.close()
+        elif self._guard is not None:
+            self._guard.__exit__(None, None, None)
+        if error is not None:
+            storage_errors().__exit__(kind, error, trace)
+
+
+class _Unit:
+    """One caller's work in the commit queue."""
+
+    __slots__ = ("error", "lead", "result", "signal", "state", "work")
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.state = "waiting"  # -> running -> committed, or -> withdrawn
+        self.lead = False
+        self.signal = threading.Lock()
+        self.signal.acquire()
+
+
+_scopes: ContextVar[tuple[View, ...]] = ContextVar("agentdb_views", default=())
+
+
+class Core:
+    """What one process needs once per database, however many handles it has open."""
+
+    def __init__(self, path: Path, config: Config, *, read_only: bool) -> None:
+        self.path = path
+        self.config = config
+        self.read_only = read_only
+        self.closed = False
+        self.closer: int | None = None
+        """The thread that may still work while the engine closes."""
+        self.generation = fork_generation()
+        self.hot = HotStore(path, durability=config.durability, read_only=read_only)
+        self.cold = ColdStore(path, cache_bytes=config.cache_bytes)
+        self.write_lock = FileLock(path / LOCK_DIRECTORY / "write.lock")
+        self._cold_locks: dict[int, FileLock] = {}
+        self._mutex = threading.Lock()
+        self._queue: deque[_Unit] = deque()
+        self._leading = False
+        self.catalogue = Catalogue(-1, {}, {})
+        self.pins = Pins(path / PIN_DIRECTORY, config.id_source()) if not read_only else _ReadOnlyPins(path)
+        self.on_commit: Callable[[dict[int, int]], None] = lambda _: None
+        self.before_write: Callable[[], None] = lambda: None
+
+    # --- views --------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise unless this process may use the engine.
+
+        Raises:
+            ClosedError: it was closed.
+            UnavailableError: this is a forked child.
+        """
+        if self.generation != fork_generation():
+            raise UnavailableError(
+                "this database was opened before a fork and cannot be used in the child; "
+                "start processes with the 'spawn' or 'forkserver' method"
+            )
+        if self.closed and self.closer != threading.get_ident():
+            raise ClosedError("the database is closed")
+
+    def innermost(self) -> View | None:
+        """Return the view that the caller's context names, whoever opened it."""
+        for view in reversed(_scopes.get()):
+            if view.core is self and not view.is_over:
+                return view
+        return None
+
+    def current(self) -> View | None:
+        """Return the view that the calling thread or task is in."""
+        view = self.innermost()
+        if view is not None:
+            view.check()
+        return view
+
+    def writing(self) -> WriteView:
+        """Return the transaction that `transact` runs its work in."""
+        view = self.current()
+        assert isinstance(view, WriteView), "only called by work that transact runs"
+        return view
+
+    @contextlib.contextmanager
+    def entered(self, view: View) -> Iterator[None]:
+        """Make a view the current one for a block."""
+        token = _scopes.set((*_scopes.get(), view))
+        try:
+            yield
+        finally:
+            _scopes.reset(token)
+
+    def open_view(self) -> ReadView:
+        """Return a new snapshot, to be closed by the caller."""
+        pin = self.pins.register()
+        try:
+            with storage_errors():
+                connection = self.hot.take_reader()
+                try:
+                    connection.execute("BEGIN")
+                    # A bare BEGIN takes no snapshot: the first read does.
+                    no, commit_no = connection.execute("SELECT catalogue_no, commit_no FROM meta").fetchone()  # type: ignore[misc]
+                    catalogue = self._catalogue(connection, no)
+                except BaseException:
+                    self.hot.give_reader(connection)
+                    raise
+        except BaseException:
+            self.pins.release(pin)
+            raise
+        self.pins.learn(commit_no)
+        return ReadView(self, connection, commit_no, catalogue, pin)
+
+    def _catalogue(self, connection: apsw.Connection, no: int) -> Catalogue:
+        known = self.catalogue
+        if known.no != no:
+            known = self.hot.load(connection)
+            if known.no > self.catalogue.no:
+                self.catalogue = known
+        return known
+
+    def reading(self) -> contextlib.AbstractContextManager[View]:
+        """Give a block the current view, or a snapshot of its own."""
+        return _Reading(self)
+
+    # --- locks --------------------------------------------------------------------------------------------------------
+
+    def cold_lock(self, table_id: int) -> FileLock:
+        """Return the lock of a table's Lance data; taken before the write lock, several in the order of their names."""
+        with self._mutex:
+            lock = self._cold_locks.get(table_id)
+            if lock is None:
+                lock = self._cold_locks[table_id] = FileLock(self.path / LOCK_DIRECTORY / f"cold-{table_id}.lock")
+            return lock
+
+    # --- writes -------------------------------------------------------------------------------------------------------
+
+    def writable(self) -> None:
+        """Raise unless writes are possible here.
+
+        Raises:
+            AccessDeniedError: the database was opened read-only.
+        """
+        self.check()
+        if self.read_only:
+            raise AccessDeniedError("the database was opened with read_only=True")
+
+    def transact(self, work: Callable[[], T], *, single: bool = False, upkeep: bool = False) -> T:
+        """Run ``work`` once inside a write transaction and return its result after the commit.
+
+        In a transaction of the calling thread or task it joins that one; otherwise concurrent callers share one commit, and
+        ``work`` may run on another caller's thread. What it wrote is undone if it raises.
+
+        Args:
+            work: reads and writes through tables; must not wait for another writer.
+            single: the work is one SQL statement, which undoes itself; saves a savepoint when it joins.
+            upkeep: it makes room itself, so it must not wait for room.
+
+        Raises:
+            StorageError: the turn did not come within ``Config.write_timeout_s`` (retryable), or the commit failed.
+        """
+        self.writable()
+        view = self.current()
+        if view is not None:
+            if not isinstance(view, WriteView):
+                raise UnavailableError("a snapshot is open in this thread or task; leave its block before you write")
+            with view.use(), storage_errors(), contextlib.nullcontext() if single else view.savepoint():
+                return work()
+        if not upkeep:
+            self.before_write()
+        return self._submit(work)
+
+    def _submit(self, work: Callable[[], T]) -> T:
+        unit = _Unit(work)
+        deadline = time.monotonic() + self.config.write_timeout_s
+        with self._mutex:
+            self._queue.append(unit)
+            unit.lead = not self._leading
+            self._leading = True
+        try:
+            if not unit.lead:
+                self._wait(unit, deadline)
+            if unit.lead:
+                self._lead(unit, deadline)
+        except BaseException:
+            # Interrupted: the work must not be done later behind the caller's back, and somebody must lead.
+            self._withdraw(unit, lead=True)
+            raise
+        if unit.error is not None:
+            raise unit.error
+        return unit.result  # type: ignore[no-any-return]
+
+    def _wait(self, unit: _Unit, deadline: float) -> None:
+        if unit.signal.acquire(timeout=max(deadline - time.monotonic(), 0)):
+            return
+        if not self._withdraw(unit):
+            unit.signal.acquire()  # It runs already, or it was just chosen to lead.
+
+    def _withdraw(self, unit: _Unit, *, lead: bool = False) -> bool:
+        """Take a waiting unit out of the queue; False if it is too late for that, or it leads and may not pass that on."""
+        with self._mutex:
+            if unit.lead and not lead:
+                return False
+            waiting = unit.state == "waiting"
+            if waiting:
+                unit.state = "withdrawn"
+                self._queue.remove(unit)
+                unit.error = self._timed_out()
+            if unit.lead:
+                self._pass_on(unit)
+        return waiting
+
+    def _pass_on(self, unit: _Unit) -> None:
+        """Let the next in the queue lead. The caller holds the mutex and is the leader."""
+        unit.lead = False
+        following = self._queue[0] if self._queue else None
+        self._leading = following is not None
+        if following is not None:
+            following.lead = True
+            following.signal.release()
+
+    def _timed_out(self) -> StorageError:
+        return StorageError(
+            f"no turn to write within {self.config.write_timeout_s:g} s; another writer holds the lock", retryable=True
+        )
+
+    def _lead(self, own: _Unit, deadline: float) -> None:
+        """Take the write lock, commit everything that waits in one transaction, and pass the lead on."""
+        batch: list[_Unit] = []
+        try:
+            if not self.write_lock.acquire(max(deadline - time.monotonic(), 0)):
+                with self._mutex:
+                    own.state = "withdrawn"
+                    self._queue.remove(own)
+                own.error = self._timed_out()
+                return
+            try:
+                with self._mutex:
+                    while self._queue and len(batch) < _MAX_GROUP:
+                        unit = self._queue.popleft()
+                        unit.state = "running"
+                        batch.append(unit)
+                self._commit_batch(batch)
+            finally:
+                self.write_lock.release()
+        except BaseException as error:
+            self._fail(batch, own, error)
+        finally:
+            with self._mutex:
+                self._pass_on(own)
+            for unit in batch:
+                if unit is not own:
+                    unit.signal.release()
+
+    def _fail(self, batch: list[_Unit], own: _Unit, error: BaseException) -> None:
+        """Tell everyone whose work was not committed; an interrupt is only the leader's own."""
+        shared = error
+        if not isinstance(error, AgentDBError):
+            shared = StorageError("the commit was interrupted by another thread's exception", retryable=True)
+        for unit in batch:
+            if unit.state == "running":
+                unit.error = unit.error or shared
+        own.error = error
+        with self._mutex, contextlib.suppress(ValueError):
+            self._queue.remove(own)
+
+    def _commit_batch(self, batch: list[_Unit]) -> None:
+        with storage_errors():
+            view = self._begin()
+            try:
+                with self.entered(view):
+                    if len(batch) == 1:
+                        # Alone, it needs no savepoint: what undoes it is the transaction.
+                        batch[0].result = batch[0].work()
+                    else:
+                        for unit in batch:
+                            self._run_unit(view, unit)
+                self._commit(view)
+            except BaseException as error:
+                if view.committed(error):
+                    for unit in batch:
+                        unit.state = "committed"
+                else:
+                    self._rollback(view)
+                raise
+        for unit in batch:
+            unit.state = "committed"
+        self.on_commit(view.touched)
+
+    def _run_unit(self, view: WriteView, unit: _Unit) -> None:
+        try:
+            with storage_errors(), view.savepoint():
+                unit.result = unit.work()
+        except Exception as error:  # it belongs to the caller of that unit
+            unit.error = error
+            view.alive()
+
+    def _begin(self) -> WriteView:
+        connection = self.hot.writer
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            no, commit_no, row_no = connection.execute("SELECT catalogue_no, commit_no, row_no FROM meta").fetchone()  # type: ignore[misc]
+            return WriteView(self, connection, (commit_no, row_no), self._catalogue(connection, no))
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+
+    def _commit(self, view: WriteView) -> None:
+        connection = view.connection
+        view.alive()
+        connection.execute("UPDATE meta SET commit_no = ?, row_no = ?", view.counters())
+        view.committing = True
+        connection.execute("COMMIT")
+        if view.catalogue.no > self.catalogue.no:
+            self.catalogue = view.catalogue
+        self.pins.learn(view.commit_no)
+
+    def _rollback(self, view: WriteView) -> None:
+        connection = view.connection
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if view.committing:
+                # A commit that failed while it was forced to the disk may lie in the log, complete: the next process to
+                # recover the log would find it. Another commit in its place takes it away.
+                connection.execute("UPDATE meta SET commit_no = commit_no")
+        except apsw.Error:
+            # The disk is gone for now. The next writer starts on a fresh connection, which reads the log anew.
+            with contextlib.suppress(apsw.Error):
+                connection.close()
+            self.hot._writer = None
+
+    # --- explicit transactions and snapshots --------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[WriteView]:
+        """Hold a write transaction for a block: committed at its end, rolled back if it raises."""
+        self.writable()
+        view = self.current()
+        if view is not None:
+            if not isinstance(view, WriteView):
+                raise UnavailableError("a snapshot is open in this thread or task; leave its block before you write")
+            with view.use(), storage_errors():
+                view.connection.execute("SAVEPOINT unit")
+            # Inside, each operation guards itself; here only the outcome of the block counts.
+            yield from self._nested(view)
+            return
+        self.before_write()
+        if not self.write_lock.acquire(self.config.write_timeout_s):
+            raise self._timed_out()
+        try:
+            with storage_errors():
+                view = self._begin()
+        except BaseException:
+            self.write_lock.release()
+            raise
+        watch = _Watch(self, view)
+        try:
+            with self.entered(view):
+                yield view
+        except BaseException:
+            view.is_over = True
+            watch.end(commit=False)
+            raise
+        view.is_over = True
+        watch.end(commit=True)
+        self.on_commit(view.touched)
+
+    @staticmethod
+    def _nested(view: WriteView) -> Iterator[WriteView]:
+        catalogue, versions = view.catalogue, dict(view._versions)
+        try:
+            yield view
+        except BaseException:
+            if not view.expired and view.connection.in_transaction:
+                with view.use(), storage_errors():
+                    view.connection.execute("ROLLBACK TO unit")
+                    view.connection.execute("RELEASE unit")
+                view.catalogue, view._versions = catalogue, versions
+            raise
+        with view.use(), storage_errors():
+            view.connection.execute("RELEASE unit")
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[View]:
+        """Hold one consistent state for a block; in a transaction, the transaction's."""
+        self.check()
+        view = self.current()
+        if view is not None:
+            yield view
+            return
+        view = self.open_view()
+        try:
+            with self.entered(view):
+                yield view
+        finally:
+            view.is_over = True
+            with storage_errors():
+                view.close()
+
+    # --- end ----------------------------------------------------------------------------------------------------------
+
+    def busy(self) -> bool:
+        """Whether a write is on its way."""
+        with self._mutex:
+            return self._leading
+
+    def close_stores(self) -> None:
+        """Close connections, pins and lock files."""
+        self.hot.close()
+        self.cold.forget()
+        self.pins.close()
+        self.write_lock.close()
+        for lock in self._cold_locks.values():
+            lock.close()
+
+
+class _Watch:
+    """Ends an explicit transaction: at the end of its block, or by a timer when it stays idle too long."""
+
+    def __init__(self, core: Core, view: WriteView) -> None:
+        self._core = core
+        self._view = view
+        self._timeout_s = core.config.transaction_idle_timeout_s
+        self._arm(self._timeout_s)
+
+    def _arm(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._check)
+        self._timer.daemon = True
+        self._timer.name = "agentdb-transaction-timeout"
+        self._timer.start()
+
+    def _check(self) -> None:
+        view = self._view
+        with view._mutex:
+            if view.expired:
+                return
+            left = view.last_used + self._timeout_s - time.monotonic()
+            if left > 0:
+                self._arm(left)
+                return
+            view.expired = True
+            self._finish(lambda: self._core._rollback(view))
+
+    def end(self, *, commit: bool) -> None:
+        """Commit or roll back, and give the write lock back.
+
+        Raises:
+            StorageError: the transaction timed out before, or the commit failed.
+        """
+        view = self._view
+        if self._core.generation != fork_generation():
+            self._core.check()  # A forked child: the transaction, and its lock, are the parent's.
+        self._timer.cancel()
+        with view._mutex:
+            if view.expired:
+                if commit:
+                    with view.use():
+                        pass
+                return
+            view.expired = True
+            self._finish((lambda: self._commit(view)) if commit else (lambda: self._core._rollback(view)))
+
+    def _commit(self, view: WriteView) -> None:
+        with storage_errors():
+            try:
+                self._core._commit(view)
+            except BaseException:
+                self._core._rollback(view)
+                raise
+
+    def _finish(self, outcome: Callable[[], None]) -> None:
+        try:
+            outcome()
+        finally:
+            self._core.write_lock.release()
+            for callback in self._view.on_end:
+                callback()
+
+
+class _ReadOnlyPins:
+    """Pins of a read-only handle, which writes nothing: a shared lock that no cleaner passes."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = -1
+        with contextlib.suppress(OSError):
+            self._descriptor = os.open(path / LOCK_DIRECTORY / "readers.lock", os.O_RDONLY | os.O_CLOEXEC)
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        close_after_fork(self)
+
+    def register(self) -> int:
+        return 0
+
+    def release(self, token: int) -> None: ...
+
+    def active(self) -> bool:
+        return False
+
+    def learn(self, commit: int) -> None: ...
+
+    def publish(self) -> None: ...
+
+    def floor(self) -> int:
+        raise InvalidInputError("a read-only database is never cleaned")
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    abandon = close

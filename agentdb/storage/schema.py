@@ -1,0 +1,817 @@
+"""What a table holds: typed Arrow columns, a key, indexed columns, vectors and JSON of any shape.
+
+Every value has three forms. *Python*: what callers pass and get. *Physical*: a plain ``str``, ``int``, ``float``, ``bool``,
+``bytes`` or list, which msgpack and SQLite hold exactly (a timestamp is its microseconds, a vector its bytes, JSON its
+canonical text). *Arrow*: what the cold tier holds. Conversions live here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import struct
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from agentdb.errors import FormatError, InvalidInputError
+from agentdb.filters import decode_json, derive_terms, encode_json, parse_json
+from agentdb.types import Key, Row
+
+__all__ = ["Column", "ColumnKind", "TableSchema", "after_prefix", "encode_key_part"]
+
+ColumnKind = Literal[
+    "string", "bool", "int", "uint64", "float", "binary", "timestamp", "date", "list", "vector", "json"
+]
+
+SEPARATOR = "\x01"
+ESCAPE = "\x02"
+MAX_KEY_CHARS = 4096
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_DAY_ZERO = date(1970, 1, 1)
+_MICROSECOND = timedelta(microseconds=1)
+_U64_OFFSET = 1 << 63
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}\Z")
+_COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}\Z")
+_KEY_KINDS = frozenset({"string", "bool", "int", "uint64", "timestamp", "date", "binary"})
+_SCALARS: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "large_string": pa.large_string(),
+    "bool": pa.bool_(),
+    "int8": pa.int8(),
+    "int16": pa.int16(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "uint8": pa.uint8(),
+    "uint16": pa.uint16(),
+    "uint32": pa.uint32(),
+    "uint64": pa.uint64(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "binary": pa.binary(),
+    "large_binary": pa.large_binary(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+    "date": pa.date32(),
+}
+_SCALAR_NAMES = {str(value): name for name, value in _SCALARS.items()}
+
+
+def _type_name(arrow: pa.DataType, where: str) -> str:
+    if str(arrow) in _SCALAR_NAMES:
+        return _SCALAR_NAMES[str(arrow)]
+    if isinstance(arrow, pa.JsonType):
+        return "json"
+    if pa.types.is_fixed_size_list(arrow) and str(arrow.value_type) in ("float", "halffloat"):
+        return f"vector<{'float32' if pa.types.is_float32(arrow.value_type) else 'float16'},{arrow.list_size}>"
+    if pa.types.is_list(arrow) and str(arrow.value_type) in _SCALAR_NAMES:
+        return f"list<{_SCALAR_NAMES[str(arrow.value_type)]}>"
+    raise InvalidInputError(
+        f"{where}: type {arrow} is not supported; allowed are {', '.join(_SCALARS)} (timestamp in microseconds, UTC), "
+        "lists of these, fixed-size lists of float16 or float32, and pyarrow.json_()"
+    )
+
+
+def _type_from_name(name: str) -> pa.DataType:
+    if name in _SCALARS:
+        return _SCALARS[name]
+    if name == "json":
+        return pa.json_(pa.string())
+    if found := re.fullmatch(r"vector<(float16|float32),(\d+)>", name):
+        return pa.list_(pa.float16() if found[1] == "float16" else pa.float32(), int(found[2]))
+    if found := re.fullmatch(r"list<(\w+)>", name):
+        return pa.list_(_SCALARS[found[1]])
+    raise FormatError(f"unknown column type {name!r}")
+
+
+def _kind_of(type_name: str) -> ColumnKind:
+    base = type_name.partition("<")[0]
+    simple: dict[str, ColumnKind] = {
+        "string": "string",
+        "large_string": "string",
+        "bool": "bool",
+        "uint64": "uint64",
+        "float32": "float",
+        "float64": "float",
+        "binary": "binary",
+        "large_binary": "binary",
+        "timestamp": "timestamp",
+        "date": "date",
+        "list": "list",
+        "vector": "vector",
+        "json": "json",
+    }
+    return simple.get(base, "int")
+
+
+def _reject(where: str, value: object, wanted: str) -> InvalidInputError:
+    return InvalidInputError(f"{where} must be {wanted}, not {type(value).__name__}")
+
+
+def _string(where: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise _reject(where, value, "a str")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidInputError(f"{where} holds a lone surrogate, which UTF-8 cannot store") from None
+    return value
+
+
+def _integer(low: int, high: int, offset: int = 0) -> Callable[[str, Any], int]:
+    def convert(where: str, value: Any) -> int:
+        if isinstance(value, np.integer):
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _reject(where, value, "an int")
+        if not low <= value <= high:
+            raise InvalidInputError(f"{where} must lie between {low} and {high}")
+        return int(value) - offset
+
+    return convert
+
+
+def _floating(*, single: bool) -> Callable[[str, Any], float]:
+    def convert(where: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float | np.floating | np.integer):
+            raise _reject(where, value, "a number")
+        try:
+            number = float(value)
+            if single:
+                # What the cold tier will hold: both tiers must compare alike.
+                number = struct.unpack("<f", struct.pack("<f", number))[0]
+        except OverflowError:
+            raise InvalidInputError(f"{where} is out of range") from None
+        if math.isnan(number):
+            raise InvalidInputError(f"{where} is NaN; use null for a missing number")
+        return number
+
+    return convert
+
+
+def _boolean(where: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise _reject(where, value, "a bool")
+    return bool(value)
+
+
+def _binary(where: str, value: Any) -> bytes:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise _reject(where, value, "bytes")
+    return bytes(value)
+
+
+def _timestamp(where: str, value: Any) -> int:
+    if not isinstance(value, datetime):
+        raise _reject(where, value, "a datetime")
+    if value.tzinfo is None:
+        raise InvalidInputError(f"{where} must be an aware datetime (with a time zone)")
+    return (value - _EPOCH) // _MICROSECOND
+
+
+def _date(where: str, value: Any) -> int:
+    if not isinstance(value, date) or isinstance(value, datetime):
+        raise _reject(where, value, "a date")
+    return (value - _DAY_ZERO).days
+
+
+def _vector(dimension: int, dtype: np.dtype[Any]) -> Callable[[str, Any], bytes]:
+    def convert(where: str, value: Any) -> bytes:
+        try:
+            # A value beyond float16 becomes infinite and is refused below.
+            with np.errstate(over="ignore"):
+                array = np.asarray(value, dtype=dtype)
+        except (TypeError, ValueError):
+            raise _reject(where, value, f"{dimension} numbers") from None
+        if array.shape != (dimension,):
+            raise InvalidInputError(f"{where} must have shape ({dimension},), not {array.shape}")
+        if not np.isfinite(array).all():
+            raise InvalidInputError(f"{where} holds NaN or infinity")
+        return array.tobytes()
+
+    return convert
+
+
+def _list_of(item: Callable[[str, Any], Any]) -> Callable[[str, Any], list[Any]]:
+    def convert(where: str, value: Any) -> list[Any]:
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if not isinstance(value, list | tuple):
+            raise _reject(where, value, "a list")
+        return [None if one is None else item(f"{where}[{i}]", one) for i, one in enumerate(value)]
+
+    return convert
+
+
+def _converter(type_name: str) -> Callable[[str, Any], Any]:
+    if found := re.fullmatch(r"(u?)int(8|16|32|64)", type_name):
+        bits = int(found[2])
+        if found[1]:
+            return _integer(0, (1 << bits) - 1, _U64_OFFSET if bits == 64 else 0)
+        return _integer(-(1 << bits - 1), (1 << bits - 1) - 1)
+    if found := re.fullmatch(r"vector<(float16|float32),(\d+)>", type_name):
+        return _vector(int(found[2]), np.dtype(found[1]))
+    if found := re.fullmatch(r"list<(\w+)>", type_name):
+        return _list_of(_converter(found[1]))
+    simple: dict[str, Callable[[str, Any], Any]] = {
+        "string": _string,
+        "large_string": _string,
+        "bool": _boolean,
+        "float32": _floating(single=True),
+        "float64": _floating(single=False),
+        "binary": _binary,
+        "large_binary": _binary,
+        "timestamp": _timestamp,
+        "date": _date,
+    }
+    return simple[type_name]
+
+
+def _to_python(kind: ColumnKind, value: Any) -> Any:
+    match kind:
+        case "timestamp":
+            return _EPOCH + timedelta(microseconds=value)
+        case "date":
+            return _DAY_ZERO + timedelta(days=value)
+        case "uint64":
+            return value + _U64_OFFSET
+        case "json":
+            return decode_json(value)
+        case _:
+            return value
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table, with its conversions."""
+
+    name: str
+    type_name: str
+    nullable: bool = True
+
+    @cached_property
+    def type(self) -> pa.DataType:
+        """The Arrow type that callers see."""
+        return _type_from_name(self.type_name)
+
+    @cached_property
+    def kind(self) -> ColumnKind:
+        """What the column holds, without its width."""
+        return _kind_of(self.type_name)
+
+    @cached_property
+    def item_kind(self) -> ColumnKind | None:
+        """The kind of a list's items."""
+        return _kind_of(self.type_name[5:-1]) if self.kind == "list" else None
+
+    @cached_property
+    def cold_type(self) -> pa.DataType:
+        """The Arrow type in the cold tier: JSON is plain text there."""
+        return pa.string() if self.kind == "json" else self.type
+
+    @cached_property
+    def dimension(self) -> int:
+        """The number of components of a vector column."""
+        return int(self.type.list_size)
+
+    @cached_property
+    def dtype(self) -> np.dtype[Any]:
+        """The component type of a vector column."""
+        return np.dtype(self.type_name[7:].partition(",")[0])
+
+    @cached_property
+    def _convert(self) -> Callable[[str, Any], Any]:
+        return _converter(self.type_name) if self.kind != "json" else self._json
+
+    @staticmethod
+    def _json(where: str, value: Any) -> str | None:
+        text = encode_json(value, path=where)
+        return None if text == "null" else text
+
+    def to_physical(self, value: Any) -> Any:
+        """Return the physical form of a Python value.
+
+        Raises:
+            InvalidInputError: wrong type, out of range, or null in a column that is not nullable.
+        """
+        if value is None:
+            if not self.nullable:
+                raise InvalidInputError(f"column {self.name} must not be null")
+            return None
+        return self._convert(self.name, value)
+
+    def to_python(self, value: Any) -> Any:
+        """Return the Python form of a physical value."""
+        if value is None or self.kind in ("string", "int", "float", "bool", "binary"):
+            return value
+        if self.kind == "vector":
+            return np.frombuffer(value, dtype=self.dtype)
+        if self.kind == "list":
+            return [None if one is None else _to_python(self.item_kind, one) for one in value]  # type: ignore[arg-type]
+        return _to_python(self.kind, value)
+
+    def to_arrow(self, values: Sequence[Any]) -> pa.Array:
+        """Return physical values as an array of the cold type."""
+        if self.kind == "vector":
+            return self._vectors_to_arrow(values)
+        if self.kind == "uint64":
+            values = [None if one is None else one + _U64_OFFSET for one in values]
+        elif self.item_kind == "uint64":
+            values = [None if one is None else [None if x is None else x + _U64_OFFSET for x in one] for one in values]
+        return pa.array(values, self.cold_type)
+
+    def _vectors_to_arrow(self, values: Sequence[bytes | None]) -> pa.Array:
+        zero = bytes(self.dimension * self.dtype.itemsize)
+        flat = np.frombuffer(b"".join(zero if one is None else one for one in values), self.dtype)
+        missing = np.fromiter((one is None for one in values), bool, len(values))
+        return pa.FixedSizeListArray.from_arrays(
+            pa.array(flat, self.type.value_type), type=self.type, mask=pa.array(missing) if missing.any() else None
+        )
+
+    def from_arrow(self, array: pa.Array | pa.ChunkedArray) -> list[Any]:
+        """Return an array of the cold type as physical values."""
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks()
+        if self.kind == "vector":
+            missing = array.is_null().to_pylist() if array.null_count else None
+            flat = self.vector_matrix(array)
+            return [None if missing and missing[i] else flat[i].tobytes() for i in range(len(array))]
+        if self.kind == "timestamp":
+            return list(array.cast(pa.int64()).to_pylist())
+        if self.kind == "date":
+            return list(array.cast(pa.int32()).to_pylist())
+        values = list(array.to_pylist())
+        if self.kind == "uint64":
+            return [None if one is None else one - _U64_OFFSET for one in values]
+        if self.item_kind in ("uint64", "timestamp", "date"):
+            return [None if one is None else self._convert(self.name, one) for one in values]
+        return values
+
+    def vector_matrix(self, array: pa.Array) -> np.ndarray[Any, Any]:
+        """Return a vector column as `[N, D]` without a copy; a null row holds arbitrary values."""
+        start = array.offset * self.dimension
+        flat = array.values.slice(start, len(array) * self.dimension).to_numpy(zero_copy_only=False)
+        return np.asarray(flat).reshape(len(array), self.dimension)
+
+    def from_user_arrow(self, array: pa.Array | pa.ChunkedArray) -> pa.Array:
+        """Return a caller's array cast and checked to the cold type.
+
+        Raises:
+            InvalidInputError: it cannot be cast without loss, holds nulls, NaN or invalid JSON where not allowed.
+        """
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks()
+            if isinstance(array, pa.ChunkedArray):
+                array = pa.concat_arrays(array.chunks)
+        if not self.nullable and array.null_count:
+            raise InvalidInputError(f"column {self.name} must not be null")
+        if isinstance(array, pa.ExtensionArray):
+            array = array.storage
+        if isinstance(array, pa.DictionaryArray):
+            array = array.dictionary_decode()
+        if self.kind == "timestamp" and pa.types.is_timestamp(array.type) and array.type.tz is None:
+            raise InvalidInputError(f"column {self.name} must have a time zone")
+        if self.kind == "json" and not pa.types.is_string(array.type) and not pa.types.is_large_string(array.type):
+            return pa.array([self.to_physical(one) for one in array.to_pylist()], pa.string())
+        if array.type != self.cold_type:
+            try:
+                array = array.cast(self.cold_type)
+            except pa.ArrowException:
+                raise InvalidInputError(
+                    f"column {self.name} must be castable to {self.type} without loss, not {array.type}"
+                ) from None
+        if self.kind == "json" and array.null_count < len(array):
+            texts = [
+                None if one is None else self.to_physical(parse_json(one, path=self.name)) for one in array.to_pylist()
+            ]
+            return pa.array(texts, pa.string())
+        if self.kind == "vector":
+            self._check_finite(array.flatten() if array.null_count else array.values)
+        elif self.kind == "float" and pc.any(pc.is_nan(array)).as_py():
+            raise InvalidInputError(f"column {self.name} holds NaN; use null for a missing number")
+        return array
+
+    def _check_finite(self, flat: pa.Array) -> None:
+        if flat.null_count:
+            raise InvalidInputError(f"column {self.name} holds a vector with a null component")
+        values = flat.to_numpy(zero_copy_only=False)
+        # NaN and infinity survive a sum, so one cheap pass clears nearly every batch; a sum may overflow by itself.
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspicious = not np.isfinite(values.sum(dtype=np.float32))
+        if suspicious and not np.isfinite(values).all():
+            raise InvalidInputError(f"column {self.name} holds NaN or infinity")
+
+
+def encode_key_part(column: Column, physical: Any) -> str:
+    """Return the order-preserving text of one key value."""
+    match column.kind:
+        case "string":
+            return _escape(physical)
+        case "binary":
+            return str(physical.hex())
+        case "bool":
+            return "1" if physical else "0"
+        case _:
+            return f"{physical + _U64_OFFSET:016x}"
+
+
+_ESCAPES = str.maketrans({chr(i): ESCAPE + chr(i + 0x10) for i in range(3)})
+_NEEDS_ESCAPE = re.compile("[\x00-\x02]")
+
+
+def _escape(text: str) -> str:
+    return text.translate(_ESCAPES) if _NEEDS_ESCAPE.search(text) else text
+
+
+def after_prefix(prefix: str) -> str:
+    """Return the least key text above every key that continues ``prefix`` (which ends in a separator)."""
+    return prefix[:-1] + ESCAPE
+
+
+_HEX = np.frombuffer(b"0123456789abcdef", dtype=np.uint8)
+
+
+def _hex_array(values: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Array:
+    """Return `[N]` int64 as 16 hex digits each, in numeric order."""
+    raw = (values.view(np.uint64) ^ np.uint64(_U64_OFFSET)).astype(">u8").view(np.uint8).reshape(-1, 8)
+    digits = np.empty((len(values), 16), np.uint8)
+    digits[:, 0::2] = _HEX[raw >> 4]
+    digits[:, 1::2] = _HEX[raw & 15]
+    offsets = np.arange(0, 16 * len(values) + 1, 16, dtype=np.int64)
+    text = pa.LargeStringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(digits))
+    return text.cast(pa.string()) if 16 * len(values) < 1 << 31 else text
+
+
+class TableSchema:
+    """The definition of a table; two schemas are equal when everything in them is.
+
+    Args:
+        name: letters, digits, ``_``, ``-`` and ``.``, at most 63, beginning with a letter.
+        schema: Arrow fields. Scalars, lists of scalars, ``pyarrow.json_()`` for JSON of any shape, and fixed-size lists of
+            float16 or float32 for vectors.
+        key: the column or columns that identify a row; string, integer, bool, timestamp, date or binary, never null.
+        indexed: scalar columns that filters can look up without a scan.
+        hot_only: rows stay in SQLite for good; for small, often changed tables.
+
+    Raises:
+        InvalidInputError: a name, type, key or index cannot be accepted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: pa.Schema | Iterable[pa.Field],
+        *,
+        key: str | Sequence[str],
+        indexed: Sequence[str] = (),
+        hot_only: bool = False,
+    ) -> None:
+        if not isinstance(name, str) or not _NAME.match(name):
+            raise InvalidInputError(
+                "TableSchema.name must be a str of 1 to 63 letters, digits, '_', '-' and '.', beginning with a letter"
+            )
+        columns = []
+        for field in schema:
+            if not _COLUMN_NAME.match(field.name):
+                raise InvalidInputError(
+                    f"column name {field.name!r} must be 1 to 63 letters, digits and '_', beginning with a letter"
+                )
+            columns.append(Column(field.name, _type_name(field.type, f"column {field.name}"), field.nullable))
+        self._set(name, columns, [key] if isinstance(key, str) else list(key), list(indexed), hot_only=hot_only)
+
+    def _set(self, name: str, columns: list[Column], key: list[str], indexed: list[str], *, hot_only: bool) -> None:
+        self.name = name
+        by_name = {column.name: column for column in columns}
+        lowered = {column.name.lower() for column in columns}
+        if len(lowered) != len(columns):
+            raise InvalidInputError(f"table {name}: column names must differ by more than case")
+        if not key:
+            raise InvalidInputError(f"table {name}: key must name at least one column")
+        for what, names in (("key", key), ("indexed", indexed)):
+            for one in names:
+                if one not in by_name:
+                    raise InvalidInputError(f"table {name}: {what} names no column {one!r}")
+            if len(set(names)) != len(names):
+                raise InvalidInputError(f"table {name}: {what} names a column twice")
+        for one in key:
+            column = by_name[one]
+            if column.kind not in _KEY_KINDS:
+                raise InvalidInputError(f"table {name}: key column {one} cannot be of type {column.type_name}")
+            by_name[one] = Column(one, column.type_name, nullable=False)
+        for one in indexed:
+            if by_name[one].kind in ("list", "vector", "json"):
+                raise InvalidInputError(
+                    f"table {name}: indexed column {one} cannot be of type {by_name[one].type_name} "
+                    "(JSON is always indexed)"
+                )
+        self.columns: tuple[Column, ...] = tuple(by_name[column.name] for column in columns)
+        self.key: tuple[str, ...] = tuple(key)
+        self.indexed: tuple[str, ...] = tuple(indexed)
+        self.hot_only = hot_only
+
+    def column(self, name: str) -> Column:
+        """Return a column.
+
+        Raises:
+            InvalidInputError: there is none of that name.
+        """
+        try:
+            return self._by_name[name]
+        except (KeyError, TypeError):
+            raise InvalidInputError(f"table {self.name} has no column {name!r}") from None
+
+    @cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
+
+    @cached_property
+    def arrow(self) -> pa.Schema:
+        """The Arrow schema that callers see."""
+        return pa.schema([pa.field(c.name, c.type, c.nullable) for c in self.columns])
+
+    @cached_property
+    def json_columns(self) -> tuple[str, ...]:
+        """The columns that hold JSON."""
+        return tuple(c.name for c in self.columns if c.kind == "json")
+
+    @cached_property
+    def sql_columns(self) -> tuple[str, ...]:
+        """The columns that SQLite holds as columns of their own: key and indexed ones."""
+        return tuple(dict.fromkeys((*self.key, *self.indexed)))
+
+    @cached_property
+    def cold_arrow(self) -> pa.Schema:
+        """The schema of the Lance dataset: the columns and the system columns ``_key``, ``_seq`` and ``_terms``."""
+        # Every column is nullable in the cold tier: columns are added later, and nullability is checked at write.
+        system = [pa.field("_key", pa.string()), pa.field("_seq", pa.int64())]
+        if self.json_columns:
+            system.append(pa.field("_terms", pa.list_(pa.string())))
+        return pa.schema([*system, *(pa.field(c.name, c.cold_type) for c in self.columns)])
+
+    @cached_property
+    def _key_columns(self) -> tuple[tuple[int, Column], ...]:
+        position = {c.name: i for i, c in enumerate(self.columns)}
+        return tuple((position[name], self._by_name[name]) for name in self.key)
+
+    @cached_property
+    def sql_positions(self) -> tuple[int, ...]:
+        """Where `sql_columns` stand in a physical row."""
+        position = {c.name: i for i, c in enumerate(self.columns)}
+        return tuple(position[name] for name in self.sql_columns)
+
+    # --- rows ---------------------------------------------------------------------------------------------------------
+
+    def to_physical(self, row: Mapping[str, Any]) -> list[Any]:
+        """Return a row's physical values in column order.
+
+        Raises:
+            InvalidInputError: an unknown column, or a value its column does not accept.
+        """
+        if not isinstance(row, Mapping):
+            raise InvalidInputError(f"a row of table {self.name} must be a mapping, not {type(row).__name__}")
+        values = [column.to_physical(row.get(column.name)) for column in self.columns]
+        if len(row) > len(values) or not row.keys() <= self._by_name.keys():
+            unknown = sorted(str(one) for one in row.keys() - self._by_name.keys())
+            raise InvalidInputError(f"table {self.name} has no column {', '.join(map(repr, unknown[:5]))}")
+        return values
+
+    def to_python(self, values: Sequence[Any], columns: Sequence[str] | None = None) -> Row:
+        """Return physical values in column order as a row; columns added after it was written are None."""
+        row = {column.name: column.to_python(value) for column, value in zip(self.columns, values, strict=False)}
+        for column in self.columns[len(values) :]:
+            row[column.name] = None
+        return row if columns is None else {name: row[name] for name in columns}
+
+    def without_terms(self, values: Sequence[Any]) -> bool:
+        """Whether a physical row has no JSON content."""
+        return all(values[at] is None for at in self._json_positions)
+
+    @cached_property
+    def _json_positions(self) -> tuple[int, ...]:
+        return tuple(i for i, column in enumerate(self.columns) if column.kind == "json")
+
+    def terms_of(self, values: Sequence[Any]) -> list[str]:
+        """Return the terms of a physical row's JSON columns."""
+        found = {
+            c.name: decode_json(v)
+            for c, v in zip(self.columns, values, strict=False)
+            if c.kind == "json" and v is not None
+        }
+        return derive_terms(found) if found else []
+
+    # --- keys ---------------------------------------------------------------------------------------------------------
+
+    def encode_key(self, key: Key) -> str:
+        """Return the ``_key`` of a key value (or tuple of values).
+
+        Raises:
+            InvalidInputError: wrong number of parts, or a part its column does not accept.
+        """
+        parts = key if isinstance(key, tuple) else (key,)
+        if len(parts) != len(self.key):
+            raise InvalidInputError(
+                f"a key of table {self.name} has {len(self.key)} parts ({', '.join(self.key)}), not {len(parts)}"
+            )
+        return self._join(
+            [column.to_physical(part) for (_, column), part in zip(self._key_columns, parts, strict=True)]
+        )
+
+    def encode_key_prefix(self, values: Sequence[Any]) -> str:
+        """Return the text with which every key begins whose leading parts are ``values``."""
+        return "".join(
+            encode_key_part(column, column.to_physical(value)) + SEPARATOR
+            for (_, column), value in zip(self._key_columns, values, strict=False)
+        )
+
+    def key_of(self, values: Sequence[Any]) -> str:
+        """Return the ``_key`` of a physical row."""
+        return self._join([values[position] for position, _ in self._key_columns])
+
+    def _join(self, parts: Sequence[Any]) -> str:
+        text = "".join(
+            encode_key_part(column, part) + SEPARATOR
+            for (_, column), part in zip(self._key_columns, parts, strict=True)
+        )
+        if len(text) > MAX_KEY_CHARS:
+            raise InvalidInputError(f"the key ({', '.join(self.key)}) is longer than {MAX_KEY_CHARS} characters")
+        return text
+
+    def key_values(self, row: Mapping[str, Any]) -> Key:
+        """Return a row's key as callers write it."""
+        return row[self.key[0]] if len(self.key) == 1 else tuple(row[name] for name in self.key)
+
+    def encode_keys(self, table: pa.Table) -> pa.Array:
+        """Return the ``_key`` of every row of a table in the cold layout, vectorised."""
+        parts: list[Any] = []
+        for _, column in self._key_columns:
+            array = table.column(column.name).combine_chunks()
+            if column.kind == "string":
+                text = array.cast(pa.string())
+                if pc.any(pc.match_substring_regex(text, "[\x01-\x02]|\\x00")).as_py():
+                    text = pa.array([_escape(one) for one in text.to_pylist()], pa.string())
+            elif column.kind == "binary":
+                text = pa.array([one.hex() for one in array.to_pylist()], pa.string())
+            elif column.kind == "bool":
+                text = pc.if_else(array, "1", "0")
+            elif column.kind == "uint64":
+                text = _hex_array((array.to_numpy() ^ np.uint64(_U64_OFFSET)).view(np.int64))
+            else:
+                integers = array.cast(pa.int32()) if column.kind == "date" else array
+                text = _hex_array(integers.cast(pa.int64()).to_numpy(zero_copy_only=False))
+            parts.append(text)
+        closed = [*parts, pa.scalar("", parts[0].type)]
+        keys = pc.binary_join_element_wise(*closed, SEPARATOR)
+        if len(keys) and pc.max(pc.utf8_length(keys)).as_py() > MAX_KEY_CHARS:
+            raise InvalidInputError(f"a key ({', '.join(self.key)}) is longer than {MAX_KEY_CHARS} characters")
+        return keys
+
+    # --- Arrow --------------------------------------------------------------------------------------------------------
+
+    def from_user_arrow(self, table: pa.Table) -> pa.Table:
+        """Return a caller's table in the cold layout, without ``_seq``; of equal keys the last row stays.
+
+        Raises:
+            InvalidInputError: unknown columns, a missing key column, or values that do not fit.
+        """
+        unknown = [name for name in table.column_names if name not in self._by_name]
+        if unknown:
+            raise InvalidInputError(f"table {self.name} has no column {', '.join(map(repr, unknown[:5]))}")
+        if len(set(table.column_names)) != len(table.column_names):
+            raise InvalidInputError(f"table {self.name}: a column is given twice")
+        arrays: dict[str, Any] = {}
+        for column in self.columns:
+            if column.name in table.column_names:
+                arrays[column.name] = column.from_user_arrow(table.column(column.name))
+            elif column.nullable:
+                arrays[column.name] = pa.nulls(table.num_rows, column.cold_type)
+            else:
+                raise InvalidInputError(f"column {column.name} must not be null")
+        result = pa.table(arrays)
+        result = result.add_column(0, "_key", self.encode_keys(result))
+        if self.json_columns:
+            result = result.append_column(pa.field("_terms", pa.list_(pa.string())), self._terms_array(result))
+        return _keep_last(result)
+
+    def _terms_array(self, table: pa.Table) -> pa.Array:
+        columns = {name: table.column(name) for name in self.json_columns}
+        if all(array.null_count == len(array) for array in columns.values()):
+            return pa.nulls(table.num_rows, pa.list_(pa.string()))
+        lists = {name: array.to_pylist() for name, array in columns.items()}
+        terms = [
+            derive_terms({name: decode_json(texts[i]) for name, texts in lists.items() if texts[i] is not None})
+            for i in range(table.num_rows)
+        ]
+        return pa.array([one or None for one in terms], pa.list_(pa.string()))
+
+    def rows_to_arrow(self, keys: Sequence[str], seqs: Sequence[int], rows: Sequence[Sequence[Any]]) -> pa.Table:
+        """Return hot rows in the cold layout."""
+        arrays: dict[str, pa.Array] = {"_key": pa.array(keys, pa.string()), "_seq": pa.array(seqs, pa.int64())}
+        if self.json_columns:
+            arrays["_terms"] = pa.array([self.terms_of(row) or None for row in rows], pa.list_(pa.string()))
+        for i, column in enumerate(self.columns):
+            arrays[column.name] = column.to_arrow([row[i] if i < len(row) else None for row in rows])
+        return pa.table(arrays, schema=self.cold_arrow)
+
+    def arrow_to_rows(self, table: pa.Table, columns: Sequence[str] | None = None) -> list[Row]:
+        """Return rows of the cold layout as Python rows."""
+        wanted = [self.column(name) for name in columns] if columns is not None else list(self.columns)
+        decoded = [[c.to_python(v) for v in c.from_arrow(table.column(c.name))] for c in wanted]
+        names = [c.name for c in wanted]
+        return (
+            [dict(zip(names, values, strict=True)) for values in zip(*decoded, strict=True)]
+            if decoded
+            else [{} for _ in range(table.num_rows)]
+        )
+
+    def to_user_arrow(self, table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return a table of the cold layout as callers see it: JSON typed as JSON, no system columns."""
+        wanted = [self.column(name) for name in columns] if columns is not None else list(self.columns)
+        arrays = []
+        for column in wanted:
+            array = table.column(column.name)
+            if column.kind == "json":
+                array = pa.chunked_array(
+                    [pa.ExtensionArray.from_storage(column.type, chunk) for chunk in array.chunks], column.type
+                )
+            arrays.append(array)
+        return pa.table(arrays, schema=self.user_arrow(columns))
+
+    def user_arrow(self, columns: Sequence[str] | None = None) -> pa.Schema:
+        """Return the schema of `to_user_arrow`."""
+        if columns is None:
+            return self.arrow
+        return pa.schema([self.arrow.field(self.column(name).name) for name in columns])
+
+    # --- definition ---------------------------------------------------------------------------------------------------
+
+    def with_columns(self, fields: pa.Schema | Iterable[pa.Field]) -> TableSchema:
+        """Return this schema with more columns, which are null in the rows that exist.
+
+        Raises:
+            InvalidInputError: a column exists, or is not nullable.
+        """
+        added = TableSchema(self.name, [pa.field("k", pa.string()), *fields], key="k").columns[1:]
+        for column in added:
+            if not column.nullable:
+                raise InvalidInputError(f"column {column.name} is added to existing rows and must be nullable")
+            if column.name.lower() in {c.name.lower() for c in self.columns}:
+                raise InvalidInputError(f"table {self.name} has a column {column.name!r} already")
+        return self._with([*self.columns, *added])
+
+    def _with(self, columns: list[Column]) -> TableSchema:
+        made = TableSchema.__new__(TableSchema)
+        made._set(self.name, columns, list(self.key), list(self.indexed), hot_only=self.hot_only)
+        return made
+
+    def to_json(self) -> str:
+        """Return the definition as the catalogue stores it."""
+        return json.dumps(
+            {
+                "name": self.name,
+                "columns": [[c.name, c.type_name, c.nullable] for c in self.columns],
+                "key": self.key,
+                "indexed": self.indexed,
+                "hot_only": self.hot_only,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> TableSchema:
+        """Return the schema that `to_json` wrote.
+
+        Raises:
+            FormatError: it cannot be read.
+        """
+        try:
+            data = json.loads(text)
+            made = cls.__new__(cls)
+            columns = [Column(name, type_name, nullable) for name, type_name, nullable in data["columns"]]
+            made._set(data["name"], columns, data["key"], data["indexed"], hot_only=data["hot_only"])
+        except (ValueError, KeyError, TypeError, InvalidInputError) as error:
+            raise FormatError("the catalogue holds a table definition that cannot be read") from error
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TableSchema) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __repr__(self) -> str:
+        columns = ", ".join(f"{c.name}: {c.type_name}" for c in self.columns)
+        return f"TableSchema({self.name!r}, [{columns}], key={self.key}, indexed={self.indexed})"
+
+
+def _keep_last(table: pa.Table) -> pa.Table:
+    keys = table.column("_key")
+    if pc.count_distinct(keys).as_py() == table.num_rows:
+        return table
+    last = pa.table({"k": keys, "i": np.arange(table.num_rows)}).group_by("k").aggregate([("i", "max")])
+    return table.take(np.sort(last["i_max"].to_numpy()))

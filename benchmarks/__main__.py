@@ -1,0 +1,51 @@
+"""``python -m benchmarks [NAME ...] [--quick] [--out FILE]``: run benchmarks and print their figures."""
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import bulk, saves, scale
+from benchmarks.harness import Figure, save
+
+SUITE = {
+    "save": saves.one_save,
+    "threads": saves.threads,
+    "processes": saves.processes,
+    "history": saves.message_list,
+    "read": scale.reads,
+    "upkeep": scale.upkeep,
+    "million": scale.million,
+    "bulk": bulk.bulk,
+    "overlap": bulk.overlap,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"which: {', '.join(SUITE)}; all by default")
+    parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, not how fast it is")
+    parser.add_argument("--out", type=Path, default=None, help="where the JSON goes")
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - SUITE.keys()
+    if unknown:
+        parser.error(f"no benchmark named {', '.join(sorted(unknown))}")
+    figures: list[Figure] = []
+    for name in arguments.names or SUITE:
+        start = time.perf_counter()
+        # Not below /tmp where that is memory: what is measured is a disk.
+        with tempfile.TemporaryDirectory(prefix="agentdb-bench-", dir=Path.cwd() / "build") as folder:
+            for figure in SUITE[name](Path(folder), quick=arguments.quick):
+                figures.append(figure)
+                print(figure.line(), flush=True)
+        print(f"  ({name}: {time.perf_counter() - start:.0f} s)", flush=True)
+    out = arguments.out or Path("build/benchmarks.json" if arguments.quick else "benchmarks/results/engine.json")
+    save(figures, out, quick=arguments.quick)
+    print(f"written to {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    Path("build").mkdir(exist_ok=True)
+    sys.exit(main())

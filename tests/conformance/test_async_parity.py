@@ -1,0 +1,93 @@
+"""The asynchronous twins offer what the synchronous classes offer, under the same names, signatures and documentation."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any
+
+import pytest
+
+import agentdb
+from agentdb.aio import AsyncAgentStates, AsyncDatabase, AsyncTable
+from agentdb.database import Database
+from agentdb.states import AgentStates
+from agentdb.storage.table import Table
+
+PAIRS = [(Database, AsyncDatabase), (Table, AsyncTable), (AgentStates, AsyncAgentStates)]
+
+# For managers, which are synchronous: hooks that only store a callable, and how the engine of a path is found.
+NOT_FOR_TASKS = {Database: {"open_path", "set_cold_encoder", "add_maintenance"}}
+# The way from a twin to the synchronous object.
+ONLY_FOR_TASKS = {"sync"}
+# Read without touching the disk; every other property is awaited.
+PLAIN_PROPERTIES = {"config", "name", "path", "read_only"}
+
+TYPES = {
+    "Table": "AsyncTable",
+    "Self": "Self",
+    "Iterator[None]": "AbstractAsyncContextManager[None]",
+    "pa.RecordBatchReader": "AsyncIterator[pa.RecordBatch]",
+}
+
+
+def members(of: type) -> dict[str, Any]:
+    return {name: inspect.getattr_static(of, name) for name in dir(of) if not name.startswith("_")}
+
+
+def expected_type(name: str, given: str) -> str:
+    if found := TYPES.get(given):
+        return found
+    return re.sub(r"^Iterator\[", "AsyncIterator[", given)
+
+
+CASES = [
+    pytest.param(sync, twin, name, id=f"{twin.__name__}.{name}")
+    for sync, twin in PAIRS
+    for name in sorted(members(sync).keys() - NOT_FOR_TASKS.get(sync, set()))
+]
+
+
+@pytest.mark.parametrize(("sync", "twin"), PAIRS, ids=[twin.__name__ for _, twin in PAIRS])
+def test_same_names(sync: type, twin: type) -> None:
+    offered = members(sync).keys() - NOT_FOR_TASKS.get(sync, set())
+    assert members(twin).keys() - ONLY_FOR_TASKS == offered
+    assert set(sync.__annotations__) == set(twin.__annotations__)
+
+
+@pytest.mark.parametrize(("sync", "twin", "name"), CASES)
+def test_same_signature(sync: type, twin: type, name: str) -> None:
+    one, other = members(sync)[name], members(twin)[name]
+    if isinstance(one, property):
+        assert isinstance(other, property)
+        kind = inspect.signature(one.fget).return_annotation
+        wanted = kind if name in PLAIN_PROPERTIES else f"Awaitable[{kind}]"
+        assert inspect.signature(other.fget).return_annotation == wanted
+        return
+    mine, theirs = inspect.signature(other), inspect.signature(one)
+    assert list(mine.parameters.values()) == list(theirs.parameters.values())
+    assert mine.return_annotation == expected_type(name, theirs.return_annotation)
+    gives_at_once = mine.return_annotation.startswith(("AsyncIterator[", "AbstractAsyncContextManager["))
+    assert inspect.iscoroutinefunction(other) is not gives_at_once
+
+
+@pytest.mark.parametrize(("sync", "twin", "name"), CASES)
+def test_same_documentation(sync: type, twin: type, name: str) -> None:
+    one, other = members(sync)[name].__doc__, members(twin)[name].__doc__
+    assert one
+    assert inspect.cleandoc(other) == inspect.cleandoc(one)
+
+
+@pytest.mark.parametrize("name", ["__enter__", "__exit__"])
+def test_same_blocks(name: str) -> None:
+    for sync, twin in PAIRS:
+        assert hasattr(sync, name) == hasattr(twin, name.replace("__e", "__ae"))
+
+
+def test_open_async_is_open() -> None:
+    mine, theirs = inspect.signature(agentdb.open_async), inspect.signature(agentdb.open)
+    assert mine.parameters == theirs.parameters
+    first, _, rest = inspect.getdoc(agentdb.open).partition("\n")
+    first_async, _, rest_async = inspect.getdoc(agentdb.open_async).partition("\n")
+    assert rest_async == rest
+    assert first_async.partition(".")[0] == first.partition(".")[0]

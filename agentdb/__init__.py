@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agentdb.aio import AsyncDatabase, open_async
+    from agentdb.aio import AsyncAgentStates, AsyncDatabase, AsyncTable, open_async
     from agentdb.config import Config
     from agentdb.database import Database, open, restore
     from agentdb.embedding import (
@@ -52,17 +52,33 @@ if TYPE_CHECKING:
         field,
     )
     from agentdb.llm import LanguageModel, Reranker
-    from agentdb.states import AgentStates, StateVersion
+    from agentdb.states import AgentStates, Change, RetentionPolicy, StateType, StateVersion, StateWrite
     from agentdb.storage.schema import TableSchema
     from agentdb.storage.table import Table
-    from agentdb.types import ErasureReceipt, Hit, Key, Metric, OrderBy, Row
+    from agentdb.types import (
+        ErasureReceipt,
+        Hit,
+        Key,
+        Metric,
+        OnProgress,
+        OrderBy,
+        Problem,
+        Progress,
+        Row,
+        Statistics,
+        TableStatistics,
+        VerifyReport,
+    )
 
 __all__ = [
     "AccessDeniedError",
     "AgentDBError",
     "AgentStates",
     "And",
+    "AsyncAgentStates",
     "AsyncDatabase",
+    "AsyncTable",
+    "Change",
     "ClosedError",
     "Compare",
     "Config",
@@ -90,18 +106,27 @@ __all__ = [
     "MissingDependencyError",
     "Not",
     "NotFoundError",
+    "OnProgress",
     "Or",
     "OrderBy",
+    "Problem",
+    "Progress",
     "Reranker",
+    "RetentionPolicy",
     "Row",
+    "StateType",
     "StateVersion",
+    "StateWrite",
+    "Statistics",
     "StorageError",
     "Table",
     "TableSchema",
+    "TableStatistics",
     "TextMatch",
     "TokenCounter",
     "TokenEmbedder",
     "UnavailableError",
+    "VerifyReport",
     "check_vectors",
     "embed_texts",
     "field",
@@ -114,7 +139,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "agentdb.aio": ("AsyncDatabase", "open_async"),
+    "agentdb.aio": ("AsyncAgentStates", "AsyncDatabase", "AsyncTable", "open_async"),
     "agentdb.config": ("Config",),
     "agentdb.database": ("Database", "open", "restore"),
     "agentdb.embedding": (
@@ -157,10 +182,23 @@ _EXPORTS = {
         "field",
     ),
     "agentdb.llm": ("LanguageModel", "Reranker"),
-    "agentdb.states": ("AgentStates", "StateVersion"),
+    "agentdb.states": ("AgentStates", "Change", "RetentionPolicy", "StateType", "StateVersion", "StateWrite"),
     "agentdb.storage.schema": ("TableSchema",),
     "agentdb.storage.table": ("Table",),
-    "agentdb.types": ("ErasureReceipt", "Hit", "Key", "Metric", "OrderBy", "Row"),
+    "agentdb.types": (
+        "ErasureReceipt",
+        "Hit",
+        "Key",
+        "Metric",
+        "OnProgress",
+        "OrderBy",
+        "Problem",
+        "Progress",
+        "Row",
+        "Statistics",
+        "TableStatistics",
+        "VerifyReport",
+    ),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -3,14 +3,10 @@
 Lance and SQLite block and release the GIL, so the synchronous classes are the truth and their twins only choose a thread:
 
 - Reads and writes have a pool each. A writer may wait for its turn for long; reads never queue behind it.
-- A transaction or snapshot has a thread to itself, outside the pools, because the engine ties it to one. Calls of the task
-  that opened it run there; calls of any other task, also of a child that inherited its context, get an error at once. So do
-  not wrap calls inside a transaction in ``gather``, ``create_task`` or, before Python 3.12, ``wait_for``, which makes a task;
-  ``asyncio.timeout`` does not.
+- A transaction or snapshot has a thread to itself, outside the pools, because the engine ties it to one.
 - There is no pool for the device and none for embedding yet: nothing in the database uses either.
 
-Cancelling a task abandons its wait. A single call is then done or not done, never half; leaving the block of a transaction by
-cancellation rolls it back. Callbacks such as ``on_progress`` run on the worker thread. Nothing here is bound to an event loop.
+Nothing here is bound to an event loop.
 """
 
 from __future__ import annotations
@@ -30,6 +26,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar
 
+import pyarrow as pa
+
 from agentdb.config import Config
 from agentdb.database import Database, open
 from agentdb.embedding import Embedder
@@ -38,6 +36,7 @@ from agentdb.states import AgentStates, StateVersion
 from agentdb.storage.core import Core, View
 from agentdb.storage.schema import TableSchema
 from agentdb.storage.table import Table
+from agentdb.types import Row
 
 __all__ = ["AsyncAgentStates", "AsyncDatabase", "AsyncTable", "open_async"]
 
@@ -152,6 +151,7 @@ def _calls(
 
         return await self._threads.run(pool, work)
 
+    _show(call, method)
     return call
 
 
@@ -170,7 +170,7 @@ def _writes(
 
 
 def _iterates(
-    method: Callable[Concatenate[S_co, P], Iterator[R]], *, items: str, at_once: int = _ROWS_AT_ONCE
+    method: Callable[Concatenate[S_co, P], Iterator[R]], *, items: Any, at_once: int = _ROWS_AT_ONCE
 ) -> Callable[Concatenate[_Twin[S_co], P], AsyncIterator[R]]:
     """Return the twin of a method that gives an iterator; it begins when the first item is asked for."""
 
@@ -178,10 +178,15 @@ def _iterates(
     def call(self: _Twin[S_co], /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[R]:
         return _Items(self._threads, lambda: method(self._sync, *args, **kwargs), at_once)
 
-    # What help and the reference show.
-    shown = inspect.signature(method).replace(return_annotation=f"AsyncIterator[{items}]")
-    call.__signature__ = shown  # type: ignore[attr-defined]
+    _show(call, method, returns=AsyncIterator[items])
     return call
+
+
+def _show(twin: Any, method: Callable[..., object], *, returns: Any = None) -> None:
+    """Let help and the reference show the method's signature, and that the twin is asynchronous."""
+    shown = inspect.signature(method)
+    twin.__signature__ = shown if returns is None else shown.replace(return_annotation=returns)
+    del twin.__wrapped__
 
 
 def _documented(method: Callable[..., object]) -> Callable[[F], F]:
@@ -354,8 +359,8 @@ class AsyncTable(_Twin[Table]):
     get = _reads(Table.get)
     require = _reads(Table.require)
     get_many = _reads(Table.get_many)
-    scan = _iterates(Table.scan, items="Row")
-    scan_arrow = _iterates(Table.scan_arrow, items="pa.RecordBatch", at_once=1)
+    scan = _iterates(Table.scan, items=Row)
+    scan_arrow = _iterates(Table.scan_arrow, items=pa.RecordBatch, at_once=1)
     count = _reads(Table.count)
     search = _reads(Table.search)
     put = _writes(Table.put)
@@ -389,7 +394,7 @@ class AsyncAgentStates(_Twin[AgentStates]):
     tags = _reads(AgentStates.tags)
     delete = _writes(AgentStates.delete)
     erase = _writes(AgentStates.erase)
-    agents = _iterates(AgentStates.agents, items="str")
+    agents = _iterates(AgentStates.agents, items=str)
     sessions = _reads(AgentStates.sessions)
     types = _reads(AgentStates.types)
     set_retention = _writes(AgentStates.set_retention)
@@ -398,7 +403,15 @@ class AsyncAgentStates(_Twin[AgentStates]):
 
 
 class AsyncDatabase(_Twin[Database]):
-    """A database, for tasks. Made by `open_async`; see `Database`.
+    """A database, for tasks: no call blocks the event loop. Made by `open_async`; see `Database`.
+
+    A transaction or snapshot belongs to the task that opened it: calls of that task join it, calls of any other task, also of
+    a child that inherited its context, get an ``UnavailableError`` at once. So do not wrap calls inside one in ``gather``,
+    ``create_task`` or, before Python 3.12, ``wait_for``, which makes a task; ``asyncio.timeout`` does not.
+
+    Cancelling a task abandons its wait. A single call is then done or not done, never half of it; leaving the block of a
+    transaction by cancellation rolls it back, and a commit that has begun ends. Callbacks such as ``on_progress`` run on a
+    worker thread.
 
     Attributes:
         states: the Agent State Manager.
@@ -465,6 +478,7 @@ class AsyncDatabase(_Twin[Database]):
     verify = _reads(Database.verify)
     backup = _reads(Database.backup)
     erasure = _reads(Database.erasure)
+    settle_erasures = _writes(Database.settle_erasures)
 
     @_documented(Database.close)
     async def close(self) -> None:  # noqa: D102 - documented

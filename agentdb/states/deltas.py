@@ -12,6 +12,8 @@ What keeps this sound:
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -24,7 +26,7 @@ from agentdb.states.versions import StateKey
 from agentdb.storage.payload import ZSTD_DELTA, compress, content_of, pack, unpack
 from agentdb.types import Row
 
-__all__ = ["MAX_SPAN", "MIN_DELTA_BYTES", "TOUCHED", "DeltaEncoder", "VersionInfo"]
+__all__ = ["MAX_SPAN", "MIN_DELTA_BYTES", "TOUCHED", "DeltaEncoder", "KeyFrameCache", "VersionInfo"]
 
 MIN_DELTA_BYTES = 1024
 """Smaller contents stay full: a delta saves little there, and the cold tier compresses columns."""
@@ -58,6 +60,40 @@ class VersionInfo(NamedTuple):
     def may_be_key(self) -> bool:
         """Whether other versions may refer to it, now or when a running flush is done."""
         return self.is_undecided or self.base == self.version
+
+
+class KeyFrameCache:
+    """Contents of key frames by version, those used last, within a budget: most loads then take one read."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._contents: OrderedDict[_VersionKey, bytes] = OrderedDict()
+        self._mutex = threading.Lock()
+
+    def get(self, key: _VersionKey) -> bytes | None:
+        """Return a content, or None."""
+        with self._mutex:
+            content = self._contents.get(key)
+            if content is not None:
+                self._contents.move_to_end(key)
+            return content
+
+    def put(self, key: _VersionKey, content: bytes) -> None:
+        """Keep a content in the place of those not used for longest; a large one is not kept."""
+        if len(content) > self._max_bytes // 4:
+            return
+        with self._mutex:
+            self._bytes += len(content) - len(self._contents.pop(key, b""))
+            self._contents[key] = content
+            while self._bytes > self._max_bytes:
+                self._bytes -= len(self._contents.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        """Forget everything: what was erased must not stay in memory."""
+        with self._mutex:
+            self._contents.clear()
+            self._bytes = 0
 
 
 class _KeyFrame:

@@ -6,6 +6,7 @@ so a save never reads the cold tier. How near-duplicates are stored is in ``delt
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import time
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 
 from agentdb.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
-from agentdb.filters import And, Compare, Filter
-from agentdb.states.deltas import MAX_SPAN, TOUCHED, DeltaEncoder, VersionInfo
+from agentdb.filters import And, Compare, Filter, encode_json
+from agentdb.states.deltas import MAX_SPAN, TOUCHED, DeltaEncoder, KeyFrameCache, VersionInfo
 from agentdb.states.diff import Change, diff_values
 from agentdb.states.retention import RetentionPolicy
 from agentdb.states.versions import (
@@ -49,7 +50,10 @@ MAX_TAGS = 256
 _MICROSECOND = timedelta(microseconds=1)
 _REMOVE_AT_ONCE = 256
 _PAGE = 1000
+_ARROW_ROWS = 500
+_SLICE = 50_000
 _RETENTION_INTERVAL_S = 60.0
+_CACHE_BYTES = 16 << 20
 
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 _STATE_KEY = ("agent_id", "session_id", "state_type")
@@ -131,6 +135,19 @@ def _prepare(
     return _Write(key, content, len(content), checksum, compress(content), expected, checked)
 
 
+def _in_bulk(schema: TableSchema, rows: list[Row]) -> list[Row] | pa.Table:
+    """Return many rows as an Arrow table, which is checked by column instead of by value."""
+    if len(rows) < _ARROW_ROWS:
+        return rows
+    arrays = []
+    for column in schema.columns:
+        values = [row[column.name] for row in rows]
+        if column.kind == "json":
+            values = [None if value is None else encode_json(value) for value in values]
+        arrays.append(pa.array(values, column.cold_type))
+    return pa.table(arrays, names=[column.name for column in schema.columns])
+
+
 def _eq(name: str, value: object) -> Filter:
     return Compare((name,), "eq", value)
 
@@ -159,6 +176,7 @@ class AgentStates:
         self._heads = engine.table(HEADS)
         self._numbers = engine.table(NUMBERS)
         self._settings = engine.table(SETTINGS)
+        self._key_frames = KeyFrameCache(_CACHE_BYTES)
         engine.set_cold_encoder(STATES.name, DeltaEncoder(self._heads.get_many))
         engine.add_maintenance("state-retention", self._maintain)
         self._retention_due = 0.0
@@ -294,25 +312,29 @@ class AgentStates:
         if not prepared:
             return []
         if len(prepared) < self._engine.config.bulk_rows:
-            return self._engine.transact(lambda: self._append_many(prepared))
+            return self._engine.transact(lambda: self._append_many(prepared, 0))
         # A transaction of its own: others' small writes need not wait to be committed together with so much.
         with self._engine.transaction():
-            return self._append_many(prepared)
+            return [
+                number
+                for start in range(0, len(prepared), _SLICE)
+                for number in self._append_many(prepared[start : start + _SLICE], start)
+            ]
 
-    def _append_many(self, writes: list[_Write]) -> list[int]:
+    def _append_many(self, writes: list[_Write], start: int) -> list[int]:
         keys = list(dict.fromkeys(write.key for write in writes))
         heads: dict[StateKey, Row | None] = dict(zip(keys, self._heads.get_many(keys), strict=True))
         last = self._last_numbers([key for key in keys if heads[key] is None])
         rows = []
-        for index, write in enumerate(writes):
+        for index, write in enumerate(writes, start):
             head = heads[write.key]
             self._expect(head, write, f"writes[{index}]: ")
             row, heads[write.key] = self._next(
                 write, head, head["live_version"] if head else None, last.get(write.key, 0)
             )
             rows.append(row)
-        self._states.put_many(rows)
-        self._heads.put_many([head for head in heads.values() if head is not None])
+        self._states.put_many(_in_bulk(STATES, rows))
+        self._heads.put_many(_in_bulk(HEADS, [head for head in heads.values() if head is not None]))
         return [row["version"] for row in rows]
 
     # --- load ---------------------------------------------------------------------------------------------------------
@@ -400,13 +422,21 @@ class AgentStates:
     def _content(self, row: Row) -> bytes | None:
         """Return the verified content of a row; None when its key frame has gone since the row was read."""
         frame = unpack(row["data"])
-        base = None
-        if frame.codec is ZSTD_DELTA:
-            key_row = self._states.get((row["agent_id"], row["session_id"], row["state_type"], frame.base))
-            if key_row is None:
-                return None
-            base = _key_content(key_row)
-        return _verified(row, frame, base)
+        if frame.codec is not ZSTD_DELTA:
+            return _verified(row, frame, None)
+        key = (row["agent_id"], row["session_id"], row["state_type"], frame.base)
+        base = self._key_frames.get(key)
+        if base is not None:
+            # A number that was rolled back may have been given again: then the cache knows another content by it.
+            with contextlib.suppress(IntegrityError):
+                return _verified(row, frame, base)
+        key_row = self._states.get(key)
+        if key_row is None:
+            return None
+        base = _key_content(key_row)
+        content = _verified(row, frame, base)
+        self._key_frames.put(key, base)
+        return content
 
     def _require_content(self, row: Row) -> bytes:
         content = self._content(row)
@@ -709,9 +739,8 @@ class AgentStates:
             return receipts[0] if receipts else self._states.erase_many([(*key, number)])
 
         receipt = self._engine.transact(write)
-        if self._engine._core.current() is not None:
-            return receipt  # the transaction that this is part of may yet be rolled back
-        self._engine._maintenance.settle_erasures()
+        self._key_frames.clear()
+        self._engine.settle_erasures()
         return self._engine.erasure(receipt.id) or receipt
 
     @staticmethod

@@ -118,21 +118,27 @@ class ColdStore:
 
     # --- recovery -----------------------------------------------------------------------------------------------------
 
-    def recover(self, dataset: str, version: int) -> list[int]:
-        """Remove every version newer than the catalogue's, left by a writer that did not finish; return them.
-
-        The caller holds the table's cold lock.
-        """
+    def orphans(self, dataset: str, version: int) -> dict[int, str]:
+        """Return version -> manifest of every version newer than the catalogue's, left by a writer that did not finish."""
         folder = self.path(dataset) / "_versions"
         try:
             names = [one.name for one in folder.iterdir()]
         except FileNotFoundError:
-            return []
+            return {}
         orphans = {}
         for name in names:
             found = _manifest_version(name)
             if found is not None and found > version:
                 orphans[found] = name
+        return orphans
+
+    def recover(self, dataset: str, version: int) -> list[int]:
+        """Remove the orphans; return their versions.
+
+        The caller holds the table's cold lock, and knows that no commit that publishes one of them can still turn up.
+        """
+        folder = self.path(dataset) / "_versions"
+        orphans = self.orphans(dataset, version)
         if orphans:
             self.forget()
             with cold_errors(f"recovering {dataset}"):
@@ -159,8 +165,13 @@ class ColdStore:
 
     def referenced_files(self, dataset: str, version: int) -> list[str]:
         """Return the paths, below the dataset's directory, of every file of a version."""
+        handle = self.open(dataset, version)
         with cold_errors(f"listing files of {dataset}"):
-            return _files_of(self.open(dataset, version), version)
+            try:
+                return _files_of(handle, version)
+            except (OSError, ValueError, RuntimeError, pa.ArrowException):
+                # Lance reads the manifests of newer versions too: orphans, which may be torn, or vanish meanwhile.
+                return _files_read_by(handle, version, self.path(dataset))
 
     # --- reads --------------------------------------------------------------------------------------------------------
 
@@ -273,6 +284,21 @@ def _find(handle: lance.LanceDataset, keys: Sequence[str] | pa.Array) -> pa.Tabl
 def _files_of(handle: lance.LanceDataset, version: int) -> list[str]:
     tracked = handle.tracked_files(min_version=version).read_all()
     return list(tracked.filter(pc.equal(tracked.column("version"), version)).column("path").to_pylist())
+
+
+def _files_read_by(handle: lance.LanceDataset, version: int, root: Path) -> list[str]:
+    """Return what a reader of a version needs, without the transaction file, which only writers look at."""
+    found = [f"_versions/{_MAX_U64 - version}.manifest"]
+    for fragment in handle.get_fragments():
+        found += [f"data/{one.path}" for one in fragment.data_files()]
+        deletions = fragment.deletion_file()
+        if deletions is not None:
+            found.append(deletions)
+    for index in handle.describe_indices():
+        for segment in index.segments:
+            folder = f"_indices/{segment.uuid}"
+            found += [f"{folder}/{one.name}" for one in (root / folder).iterdir()]
+    return found
 
 
 class Revision:

@@ -99,6 +99,11 @@ class View:
         """Guard one operation on the view."""
         return _UNGUARDED
 
+    def pin(self) -> int:
+        """Pin the cold tier of this state for an iterator that may outlive the view; return a token for `Pins.release`."""
+        # Nobody else commits during a transaction: what is newest now is at least as old as what it sees.
+        return self.core.pins.again(None)
+
 
 _UNGUARDED = contextlib.nullcontext()
 
@@ -108,19 +113,15 @@ class ReadView(View):
 
     def __init__(self, core: Core, connection: apsw.Connection, commit_no: int, catalogue: Catalogue, pin: int) -> None:
         super().__init__(core, connection, commit_no, catalogue)
-        self._pin: int | None = pin
+        self._pin = pin
 
-    def take_pin(self) -> int:
-        """Hand the pin on the cold tier over to an iterator that outlives the view."""
-        pin, self._pin = self._pin, None
-        assert pin is not None, "a view is handed over once"
-        return pin
+    def pin(self) -> int:
+        return self.core.pins.again(self._pin)
 
     def close(self) -> None:
         """Give the connection and the pin back."""
         self.core.hot.give_reader(self.connection)
-        if self._pin is not None:
-            self.core.pins.release(self._pin)
+        self.core.pins.release(self._pin)
 
 
 class WriteView(View):
@@ -173,6 +174,11 @@ class WriteView(View):
     def committed(self, error: BaseException) -> bool:
         """Whether the commit succeeded although ``error`` was raised: an interrupt that came right after it."""
         return self.committing and not isinstance(error, apsw.Error) and not self.connection.in_transaction
+
+    def let_go(self) -> None:
+        """Release what the transaction held, now that it is over."""
+        while self.on_end:
+            self.on_end.pop()()
 
     def reload(self) -> None:
         """Read the catalogue again after this transaction changed it."""
@@ -534,6 +540,8 @@ class Core:
                 else:
                     self._rollback(view)
                 raise
+            finally:
+                view.let_go()
         for unit in batch:
             unit.state = "committed"
         self.on_commit(view.touched)
@@ -566,6 +574,32 @@ class Core:
             self.catalogue = view.catalogue
         self.pins.learn(view.commit_no)
 
+    def settle_log(self) -> None:
+        """Make sure that what this process reads in the catalogue is what every later process will read there.
+
+        A writer that is killed in its commit may leave it complete in the log and not in the log's index: nobody sees it,
+        until all processes have gone and the next one recovers the log. A commit in its place settles that. It is forced to
+        the disk whatever ``Config.durability`` says, and with it every commit before it.
+
+        Raises:
+            StorageError: the write lock was not free in time (retryable), or the commit failed.
+        """
+        with self.write_lock.held(self.config.write_timeout_s, "the database"), storage_errors():
+            relaxed = self.config.durability != "full"
+            if relaxed:
+                self.hot.writer.execute("PRAGMA synchronous=FULL").fetchall()
+            try:
+                view = self._begin()
+                try:
+                    view.next_seq()
+                    self._commit(view)
+                except BaseException:
+                    self._rollback(view)
+                    raise
+            finally:
+                if relaxed:
+                    self.hot.writer.execute("PRAGMA synchronous=NORMAL").fetchall()
+
     def _rollback(self, view: WriteView) -> None:
         connection = view.connection
         try:
@@ -573,8 +607,9 @@ class Core:
                 connection.execute("ROLLBACK")
             if view.committing:
                 # A commit that failed while it was forced to the disk may lie in the log, complete: the next process to
-                # recover the log would find it. Another commit in its place takes it away.
-                connection.execute("UPDATE meta SET commit_no = commit_no")
+                # recover the log would find it. Another commit in its place takes it away; one that changes a value, because
+                # SQLite does not write a page that stays as it is.
+                connection.execute("UPDATE meta SET commit_no = commit_no + 1")
         except apsw.Error:
             # The disk is gone for now. The next writer starts on a fresh connection, which reads the log anew.
             with contextlib.suppress(apsw.Error):
@@ -725,8 +760,7 @@ class _Watch:
             outcome()
         finally:
             self._core.write_lock.release()
-            for callback in self._view.on_end:
-                callback()
+            self._view.let_go()
 
 
 class _ReadOnlyPins:
@@ -742,9 +776,15 @@ class _ReadOnlyPins:
     def register(self) -> int:
         return 0
 
+    def again(self, token: int | None) -> int:
+        return 0
+
     def release(self, token: int) -> None: ...
 
     def active(self) -> bool:
+        return False
+
+    def busy(self) -> bool:
         return False
 
     def learn(self, commit: int) -> None: ...

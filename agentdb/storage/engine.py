@@ -89,7 +89,8 @@ class _Shared:
             with contextlib.suppress(StorageError):
                 self._flush_large(deadline)
                 self.maintenance.checkpoint(truncate=True)
-        while core.pins.active() and time.monotonic() < deadline:
+        core.closer = None
+        while core.pins.busy() and time.monotonic() < deadline:
             time.sleep(0.001)
         core.close_stores()
 
@@ -146,9 +147,11 @@ def _create(path: Path, config: Config) -> None:
             HotStore(path, durability=config.durability, read_only=False).create(
                 config.id_source(), microseconds(config.clock())
             )
-            for directory in made:
-                fsync_directory(directory)
-            fsync_directory(made[-1].parent)
+            try:
+                for directory in (*made, made[-1].parent):
+                    fsync_directory(directory)
+            except OSError as error:
+                raise StorageError(f"cannot force the new database to the disk: {error.strerror}") from error
     finally:
         lock.close()
 
@@ -238,9 +241,15 @@ class Engine:
         """Close this handle; the last one of the process flushes within ``Config.close_timeout_s`` and lets go of the files.
 
         Calls that other threads have begun end; later ones raise ``ClosedError``. Closing twice is allowed.
+
+        Raises:
+            UnavailableError: inside a transaction or snapshot of the caller.
         """
         with self._close_mutex:
-            shared, self._shared = self._shared, None
+            shared = self._shared
+            if shared is not None and shared.core.generation == fork_generation() and shared.core.current() is not None:
+                raise UnavailableError("close is not possible inside a transaction or snapshot; leave its block first")
+            self._shared = None
         if shared is None or shared.core.generation != fork_generation():
             return
         with _registry_mutex:
@@ -363,8 +372,14 @@ class Engine:
         """Move what waits in the hot tier to the cold tier, of one table or all; return the number of rows.
 
         Nothing becomes more durable by it: acknowledged writes are durable before.
+
+        Raises:
+            NotFoundError: there is no table of that name.
+            StorageError: a cold lock was not free in time (retryable), or writing failed.
         """
         self._outside("flush")
+        if name is not None and self._entry(name) is None:
+            raise NotFoundError(f"there is no table {name!r}")
         return self._maintenance.flush_all(name)
 
     def optimize(self, on_progress: OnProgress | None = None) -> None:
@@ -448,15 +463,23 @@ class Engine:
             self._core.hot.add_erasure(view.connection, erasure_id, entry, len(erased), seq, microseconds(requested_at))
 
         table._delete(keys, condition, record)
+        self.settle_erasures()
+        receipt = self.erasure(erasure_id)
+        assert receipt is not None
+        return receipt
+
+    def settle_erasures(self) -> None:
+        """Take every open erasure as far as the pins of readers allow, now rather than in the background.
+
+        Inside a transaction there is nothing to do yet: what it erases is settled after its end.
+        """
+        self._check()
         if self._core.current() is None:
             try:
                 self._maintenance.settle_erasures()
             except StorageError as error:
-                # The rows are gone for every reader; the receipt says that the proof is still open.
-                self._maintenance._failed("erasure", error)
-        receipt = self.erasure(erasure_id)
-        assert receipt is not None
-        return receipt
+                # The rows are gone for every reader; the receipts say that the proof is still open.
+                self._maintenance.failed("erasure", error)
 
     def erasure(self, erasure_id: str) -> ErasureReceipt | None:
         """Return the receipt of an erasure as it stands now; None if there is no such erasure."""

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from agentdb.errors import AgentDBError
 from agentdb.storage.cold import Revision
 from agentdb.storage.core import LOCK_DIRECTORY, Core, WriteView
 from agentdb.storage.hot import TableEntry
@@ -86,12 +87,18 @@ class ColdWriter:
     def _changing(self, table_id: int, name: str, timeout_s: float) -> Iterator[_Change]:
         lock = self._core.cold_lock(table_id)
         with lock.held(timeout_s, f"the cold tier of table {name}"):
-            with self._core.reading() as view:
-                entry = view.entry(table_id, name)
-                version = view.version(entry)
-                known = self._core.hot.known_files(view.connection, table_id)
+            entry, version, known = self._state(table_id, name)
+            if self._core.cold.orphans(entry.dataset, version):
+                # Whoever left them may have died in the commit that publishes them.
+                self._core.settle_log()
+                entry, version, known = self._state(table_id, name)
             with self._revised(entry, version, known) as change:
                 yield change
+
+    def _state(self, table_id: int, name: str) -> tuple[TableEntry, int, dict[str, tuple[int, str]]]:
+        with self._core.reading() as view:
+            entry = view.entry(table_id, name)
+            return entry, view.version(entry), self._core.hot.known_files(view.connection, table_id)
 
     @contextlib.contextmanager
     def _revised(self, entry: TableEntry, version: int, known: dict[str, tuple[int, str]]) -> Iterator[_Change]:
@@ -170,7 +177,11 @@ class ColdWriter:
         if not held:
             if not lock.acquire(0):
                 return False
-            view.on_end.append(_EndOfBulk(self._core, entry.id))
+            if self._core.cold.orphans(entry.dataset, view.version(entry)):
+                # Removing them takes a commit of its own first; see `_changing`.
+                lock.release()
+                return False
+            view.on_end.append(_EndOfBulk(view, entry))
         known = self._core.hot.known_files(view.connection, entry.id)
         with self._revised(entry, view.version(entry), known) as change:
             self._bulk(change, rows, set(entry.hot.keys(view.connection)), view.commit_no)
@@ -273,6 +284,8 @@ class ColdWriter:
             floor = self.floor()
             if floor is None:
                 return 0
+            if self._core.config.durability != "full":
+                self._core.settle_log()  # Power loss must not bring back a catalogue that names what is removed here.
             current_at_floor = max((version for version, commit in versions if commit <= floor), default=0)
             published = {version for version, _ in versions}
             gone = change.revision.remove_versions(lambda version: version >= current_at_floor and version in published)
@@ -316,18 +329,29 @@ class ColdWriter:
             if floor is None:
                 return
             dropped = self._core.hot.dropped_datasets(connection, min(floor, commit_no))
+        if self._core.config.durability != "full" and not present.isdisjoint(dropped):
+            self._core.settle_log()
         for dataset in present.intersection(dropped):
             self._core.cold.remove(dataset)
 
 
 class _EndOfBulk:
-    """Releases a cold lock when the transaction that took it ends."""
+    """Releases a cold lock when the transaction that took it ends, and removes what a rolled back one has written."""
 
-    def __init__(self, core: Core, table_id: int) -> None:
-        self._core = core
-        self.table_id = table_id
+    def __init__(self, view: WriteView, entry: TableEntry) -> None:
+        self._view = view
+        self._entry = entry
+        self._version = view.version(entry)
+        self.table_id = entry.id
 
     def __call__(self) -> None:
+        core = self._view.core
         # After a rollback the version numbers may be reused.
-        self._core.cold.forget()
-        self._core.cold_lock(self.table_id).release()
+        core.cold.forget()
+        try:
+            if not self._view.committing:
+                # The next holder of the lock would do it, but a table whose creation was rolled back has none.
+                with contextlib.suppress(AgentDBError):
+                    core.cold.recover(self._entry.dataset, self._version)
+        finally:
+            core.cold_lock(self.table_id).release()

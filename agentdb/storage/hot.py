@@ -320,14 +320,16 @@ class HotTable:
         parameters: Sequence[Any] = (),
         low: str | None = None,
         high: str | None = None,
+        limit: int | None = None,
     ) -> list[tuple[str, list[Any]]]:
-        """Return the rows within key bounds for which a compiled predicate holds, in key order."""
+        """Return the rows within key bounds for which a compiled predicate holds, the first so many in key order."""
         sql = f"SELECT _key, row FROM {self.rows} AS r WHERE _op = 0"
         bounds, bound = _key_bounds(low, high)
         if where is not None:
             bounds += f" AND ({where})"
             bound = [*bound, *parameters]
-        rows: list[Any] = connection.execute(f"{sql}{bounds} ORDER BY _key", bound).fetchall()
+        bound.append(-1 if limit is None else limit)
+        rows: list[Any] = connection.execute(f"{sql}{bounds} ORDER BY _key LIMIT ?", bound).fetchall()
         return [(key, _decode_row(row)) for key, row in rows]
 
     def match_keys(
@@ -473,7 +475,9 @@ class HotStore:
             connection.close()
         if application != APPLICATION_ID:
             if application == 0 and tables == 0:
-                raise UnfinishedError("the database was never completely created; open it for writing, with create=True")
+                raise UnfinishedError(
+                    "the database was never completely created; open it for writing, with create=True"
+                )
             raise FormatError(f"{self.path.name} belongs to another application")
         if version > FORMAT_VERSION:
             raise FormatError(f"the database has format {version}; this release reads up to {FORMAT_VERSION}")
@@ -489,8 +493,14 @@ class HotStore:
             UnfinishedError: its creation was interrupted, or is under way.
         """
         probe = cls(path, durability="full", read_only=True)
-        with storage_errors():
+        log = probe.path.with_name(probe.path.name + "-wal")
+        logged = log.exists() and log.stat().st_size > 0
+        try:
             probe._check_format(probe._connect("immutable"))
+        except apsw.Error as error:
+            # With a log the file alone need not be whole.
+            if not logged:
+                raise _translated(error) from error
 
     def create(self, database_id: str, now: int) -> None:
         """Create the catalogue in an empty file; does nothing where it exists. The caller holds the write lock."""

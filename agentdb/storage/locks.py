@@ -217,6 +217,7 @@ class Pins:
         self._path = directory / f"{name}.pin"
         self._mutex = threading.Lock()
         self._active: dict[int, int] = {}
+        self._idle: set[int] = set()
         self._next = 0
         self._known = 0
         self._published = 0
@@ -239,16 +240,29 @@ class Pins:
             self._active[self._next] = self._known
             return self._next
 
+    def again(self, token: int | None) -> int:
+        """Pin for an iterator what a pin that is still held pins (None: as `register` does); `busy` ignores it."""
+        with self._mutex:
+            self._next += 1
+            self._active[self._next] = self._known if token is None else self._active[token]
+            self._idle.add(self._next)
+            return self._next
+
     def release(self, token: int) -> None:
         """End a pin."""
         with self._mutex:
             self._active.pop(token, None)
+            self._idle.discard(token)
             if not self._active:
                 self._publish()
 
     def active(self) -> bool:
         """Whether a reader of this process is pinned."""
         return bool(self._active)
+
+    def busy(self) -> bool:
+        """Whether a call that reads is on its way; an iterator that nobody may ever finish is none."""
+        return len(self._active) > len(self._idle)
 
     def learn(self, commit: int) -> None:
         """Remember that ``commit`` exists, so that later snapshots pin no more than they need."""
@@ -298,6 +312,7 @@ class Pins:
         """Close the descriptor in a forked child; the pin is the parent's."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
+            self._map.close()  # It has a duplicate of the descriptor, which keeps the lock as well.
             with contextlib.suppress(OSError):
                 os.close(descriptor)
 

@@ -116,12 +116,13 @@ class Maintenance:
             try:
                 self._step()
             except AgentDBError as error:
-                self._failed("maintenance", error)
+                self.failed("maintenance", error)
             except Exception as error:
                 self.last_error = type(error).__name__
                 log.exception("maintenance failed")
 
-    def _failed(self, what: str, error: AgentDBError) -> None:
+    def failed(self, what: str, error: AgentDBError) -> None:
+        """Note that something went wrong that nobody waits for."""
         self.last_error = f"{what}: {error}"
         log.warning("%s failed: %s", what, error)
 
@@ -180,7 +181,7 @@ class Maintenance:
                 return
             wait = min(max(self._retry_at.get(entry.id, (0.0, 0.0))[1] * 2, 0.5), _MAX_BACKOFF_S)
             self._retry_at[entry.id] = (time.monotonic() + wait, wait)
-            self._failed(f"flush of table {entry.name}", error)
+            self.failed(f"flush of table {entry.name}", error)
             return
         self._retry_at.pop(entry.id, None)
         self._waiting_since.pop(entry.id, None)
@@ -199,7 +200,7 @@ class Maintenance:
                 continue
             except AgentDBError as error:
                 if not (isinstance(error, StorageError) and error.retryable):
-                    self._failed(f"compaction of table {entry.name}", error)
+                    self.failed(f"compaction of table {entry.name}", error)
         self._writer.remove_dropped()
         self._vacuum(_VACUUM_PAGES, only_above=_MANY_FREE_PAGES)
 
@@ -208,7 +209,7 @@ class Maintenance:
             try:
                 job(time.monotonic() + _JOB_S)
             except AgentDBError as error:
-                self._failed(name, error)
+                self.failed(name, error)
 
     # --- steps on demand ----------------------------------------------------------------------------------------------
 

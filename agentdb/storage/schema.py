@@ -38,6 +38,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY_ZERO = date(1970, 1, 1)
 _MICROSECOND = timedelta(microseconds=1)
 _U64_OFFSET = 1 << 63
+_DAYS = ((date.min - _DAY_ZERO).days, (date.max - _DAY_ZERO).days)
+_MOMENTS = (_DAYS[0] * 86_400_000_000, (_DAYS[1] + 1) * 86_400_000_000 - 1)
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}\Z")
 _COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}\Z")
 _KEY_KINDS = frozenset({"string", "bool", "int", "uint64", "timestamp", "date", "binary"})
@@ -68,7 +70,7 @@ def _type_name(arrow: pa.DataType, where: str) -> str:
         return _SCALAR_NAMES[str(arrow)]
     if isinstance(arrow, pa.JsonType):
         return "json"
-    if pa.types.is_fixed_size_list(arrow) and str(arrow.value_type) in ("float", "halffloat"):
+    if pa.types.is_fixed_size_list(arrow) and arrow.list_size > 0 and str(arrow.value_type) in ("float", "halffloat"):
         return f"vector<{'float32' if pa.types.is_float32(arrow.value_type) else 'float16'},{arrow.list_size}>"
     if pa.types.is_list(arrow) and str(arrow.value_type) in _SCALAR_NAMES:
         return f"list<{_SCALAR_NAMES[str(arrow.value_type)]}>"
@@ -394,9 +396,24 @@ class Column:
             return pa.array(texts, pa.string())
         if self.kind == "vector":
             self._check_finite(array.flatten() if array.null_count else array.values)
-        elif self.kind == "float" and pc.any(pc.is_nan(array)).as_py():
-            raise InvalidInputError(f"column {self.name} holds NaN; use null for a missing number")
+        else:
+            self._check_scalars(array)
         return array
+
+    def _check_scalars(self, array: pa.Array) -> None:
+        """Refuse what Arrow can hold and a row cannot: NaN, and times that Python has no name for."""
+        kind = self.item_kind or self.kind
+        if kind not in ("float", "timestamp", "date"):
+            return
+        values = array.flatten() if self.kind == "list" else array
+        if kind == "float":
+            if pc.any(pc.is_nan(values)).as_py():
+                raise InvalidInputError(f"column {self.name} holds NaN; use null for a missing number")
+            return
+        low, high = _MOMENTS if kind == "timestamp" else _DAYS
+        ends = pc.min_max(values.cast(pa.int64()) if kind == "timestamp" else values.cast(pa.int32())).as_py()
+        if ends["min"] is not None and not (low <= ends["min"] and ends["max"] <= high):
+            raise InvalidInputError(f"column {self.name} must lie between the years 1 and 9999")
 
     def _check_finite(self, flat: pa.Array) -> None:
         if flat.null_count:
@@ -449,6 +466,19 @@ def _hex_array(values: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Array:
     return text.cast(pa.string()) if 16 * len(values) < 1 << 31 else text
 
 
+def _fields(schema: Any) -> list[pa.Field]:
+    fields = list(schema) if isinstance(schema, Iterable) else []
+    if not fields or not all(isinstance(one, pa.Field) for one in fields):
+        raise InvalidInputError(
+            "schema must be a pyarrow.Schema or a list of pyarrow.field(...), with at least one column"
+        )
+    return fields
+
+
+def _names(given: str | Sequence[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
 class TableSchema:
     """The definition of a table; two schemas are equal when everything in them is.
 
@@ -470,21 +500,23 @@ class TableSchema:
         schema: pa.Schema | Iterable[pa.Field],
         *,
         key: str | Sequence[str],
-        indexed: Sequence[str] = (),
+        indexed: str | Sequence[str] = (),
         hot_only: bool = False,
     ) -> None:
         if not isinstance(name, str) or not _NAME.match(name):
             raise InvalidInputError(
                 "TableSchema.name must be a str of 1 to 63 letters, digits, '_', '-' and '.', beginning with a letter"
             )
+        if not isinstance(key, str | Sequence) or not isinstance(indexed, str | Sequence):
+            raise InvalidInputError(f"table {name}: key and indexed must be column names")
         columns = []
-        for field in schema:
+        for field in _fields(schema):
             if not _COLUMN_NAME.match(field.name):
                 raise InvalidInputError(
                     f"column name {field.name!r} must be 1 to 63 letters, digits and '_', beginning with a letter"
                 )
             columns.append(Column(field.name, _type_name(field.type, f"column {field.name}"), field.nullable))
-        self._set(name, columns, [key] if isinstance(key, str) else list(key), list(indexed), hot_only=hot_only)
+        self._set(name, columns, _names(key), _names(indexed), hot_only=hot_only)
 
     def _set(self, name: str, columns: list[Column], key: list[str], indexed: list[str], *, hot_only: bool) -> None:
         self.name = name
@@ -757,7 +789,8 @@ class TableSchema:
         Raises:
             InvalidInputError: a column exists, or is not nullable.
         """
-        added = TableSchema(self.name, [pa.field("k", pa.string()), *fields], key="k").columns[1:]
+        # A key of a name that nobody gives a column.
+        added = TableSchema(self.name, [pa.field("k" * 63, pa.string()), *_fields(fields)], key="k" * 63).columns[1:]
         for column in added:
             if not column.nullable:
                 raise InvalidInputError(f"column {column.name} is added to existing rows and must be nullable")
@@ -793,6 +826,8 @@ class TableSchema:
             data = json.loads(text)
             made = cls.__new__(cls)
             columns = [Column(name, type_name, nullable) for name, type_name, nullable in data["columns"]]
+            for column in columns:
+                column.type  # noqa: B018 - raises if the name of the type is unknown
             made._set(data["name"], columns, data["key"], data["indexed"], hot_only=data["hot_only"])
         except (ValueError, KeyError, TypeError, InvalidInputError) as error:
             raise FormatError("the catalogue holds a table definition that cannot be read") from error

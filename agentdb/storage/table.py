@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from agentdb.errors import InvalidInputError, NotFoundError
 from agentdb.filters import Filter, columns_of, matches
 from agentdb.kernels.reference import distances, score_of_distance
-from agentdb.storage.core import Core, ReadView, View, WriteView
+from agentdb.storage.core import Core, View, WriteView
 from agentdb.storage.flush import ColdWriter
 from agentdb.storage.hot import TableEntry, storage_errors
 from agentdb.storage.predicates import compile_lance, compile_sqlite, key_bounds, lance_key_range
@@ -243,8 +243,12 @@ class Table:
             return entry.hot.match_keys(view.connection, where, plan.hot_parameters, plan.low, plan.high)
         return [key for key, _ in self._hot_rows(view, entry, plan)]
 
-    def _hot_rows(self, view: View, entry: TableEntry, plan: _Plan) -> list[tuple[str, list[Any]]]:
-        rows = entry.hot.match(view.connection, plan.hot_where, plan.hot_parameters, plan.low, plan.high)
+    def _hot_rows(
+        self, view: View, entry: TableEntry, plan: _Plan, limit: int | None = None
+    ) -> list[tuple[str, list[Any]]]:
+        """Return the hot rows that match; with a limit, at least the first so many in key order."""
+        limit = limit if plan.hot_exact else None
+        rows = entry.hot.match(view.connection, plan.hot_where, plan.hot_parameters, plan.low, plan.high, limit)
         condition = plan.condition
         if condition is None or plan.hot_exact:
             return rows
@@ -262,33 +266,27 @@ class Table:
             raise InvalidInputError("limit must be an int of 0 or more, or None")
         self._core.check()
         view = self._core.current()
-        pin: int | None = None
         with contextlib.ExitStack() as stack:
             if view is None:
-                own = self._core.open_view()
+                view = own = self._core.open_view()
                 stack.callback(own.close)
-                view = own
             else:
-                own = None
                 stack.enter_context(view.use())
             stack.enter_context(storage_errors())
             entry = self._entry(view)
-            names = [c.name for c in entry.schema.columns] if columns is None else list(columns)
-            for name in names:
-                entry.schema.column(name)
+            names = [c.name for c in entry.schema.columns] if columns is None else _chosen(entry.schema, columns)
             order = _order(entry.schema, order_by)
             plan = _Plan.of(condition, entry)
             version = view.version(entry)
-            hot = self._hot_rows(view, entry, plan)
+            hot = self._hot_rows(view, entry, plan, limit if _is_key_order(entry.schema, order) else None)
             shadow = _text(entry.hot.keys(view.connection, plan.low, plan.high) if version else [])
-            if isinstance(own, ReadView):
-                # From here on only Lance is needed: no reader holds SQLite's log open while it iterates.
-                pin = own.take_pin()
+            # From here on only Lance is needed: no reader holds SQLite's log open while it iterates.
+            pin = view.pin()
         if order:
             tables = self._ordered(entry, version, plan, names, order, hot, shadow, limit)
         else:
             tables = self._unordered(entry, version, plan, names, hot, shadow, limit)
-        return entry, _Source(tables, (lambda: self._core.pins.release(pin)) if pin is not None else lambda: None)
+        return entry, _Source(self._core, tables, pin)
 
     def _hot_table(self, entry: TableEntry, rows: Sequence[tuple[str, list[Any]]], names: Sequence[str]) -> pa.Table:
         positions = {c.name: i for i, c in enumerate(entry.schema.columns)}
@@ -432,14 +430,17 @@ class Table:
             vector = entry.schema.column(column)
             if vector.kind != "vector":
                 raise InvalidInputError(f"column {column} holds no vectors")
+            if query is None:
+                raise InvalidInputError(f"the query for column {column} must not be None")
             target = np.frombuffer(vector.to_physical(query), vector.dtype).astype(np.float32)
             if metric == "cosine" and not target.any():
                 raise InvalidInputError("the query must not be the zero vector with cosine")
             plan = _Plan.of(filter, entry)
+            plain = [c.name for c in entry.schema.columns if c.kind != "vector"]
+            names = plain if columns is None else _chosen(entry.schema, columns)
             found = self._nearest(view, entry, plan, vector, target, k, metric)
             found.sort(key=lambda one: (one[0], one[1]))
             found = found[:k]
-            names = [c.name for c in entry.schema.columns if c.kind != "vector"] if columns is None else list(columns)
             rows = self._rows_by_key(view, entry, [key for _, key in found], names)
         return [
             Hit(
@@ -666,7 +667,8 @@ class Table:
         view, entry = self._writing()
         if condition is None:
             keys = self._existing(view, entry, encoded or [])
-        elif resolved is None or (last and resolved[1] != view.version(entry)):
+        elif resolved is None or entry.schema.hot_only or (last and resolved[1] != view.version(entry)):
+            # A hot-only table keeps no trace of what changed since: its rows are replaced and removed in place.
             keys = self._matching(view, entry, condition)
         elif resolved[1] != view.version(entry):
             return None
@@ -721,15 +723,17 @@ class Table:
 class _Source:
     """Tables of one snapshot, which stays pinned until the last was taken, `close`, or the garbage collector."""
 
-    def __init__(self, tables: Iterator[pa.Table], release: Any) -> None:
+    def __init__(self, core: Core, tables: Iterator[pa.Table], pin: int) -> None:
+        self._core = core
         self._tables = tables
-        self._release = release
+        self._pin: int | None = pin
 
     def __iter__(self) -> Iterator[pa.Table]:
         return self
 
     def __next__(self) -> pa.Table:
         try:
+            self._core.check()
             with storage_errors():
                 return next(self._tables)
         except BaseException:
@@ -737,8 +741,10 @@ class _Source:
             raise
 
     def close(self) -> None:
-        release, self._release = self._release, lambda: None
-        release()
+        self._tables = iter(())
+        pin, self._pin = self._pin, None
+        if pin is not None:
+            self._core.pins.release(pin)
 
     def __del__(self) -> None:
         self.close()
@@ -776,14 +782,29 @@ def _text(keys: Sequence[str]) -> pa.Array:
     return pa.array(keys, pa.string())
 
 
+def _is_key_order(schema: TableSchema, order: list[tuple[str, str]]) -> bool:
+    """Whether rows in the order of their keys are in this order too, so that the first by key are the first."""
+    return [(name, "ascending") for name in schema.key[: len(order)]] == order
+
+
+def _chosen(schema: TableSchema, columns: Sequence[str]) -> list[str]:
+    if isinstance(columns, str) or not isinstance(columns, Iterable):
+        raise InvalidInputError("columns must be a list of column names, or None")
+    return [schema.column(name).name for name in columns]
+
+
 def _order(schema: TableSchema, order_by: OrderBy | Sequence[OrderBy] | None) -> list[tuple[str, str]]:
     if order_by is None:
         return []
     single = isinstance(order_by, str) or (
         isinstance(order_by, tuple) and len(order_by) == 2 and order_by[1] in ("asc", "desc")
     )
+    if not isinstance(order_by, str | Sequence):
+        raise InvalidInputError("order_by must be a column, (column, 'asc' or 'desc'), or a list of these")
     found = []
     for one in [order_by] if single else order_by:
+        if not isinstance(one, str) and not (isinstance(one, tuple) and len(one) == 2):
+            raise InvalidInputError("order_by must be a column, (column, 'asc' or 'desc'), or a list of these")
         name, direction = (one, "asc") if isinstance(one, str) else one
         if direction not in ("asc", "desc"):
             raise InvalidInputError(f"order_by direction must be 'asc' or 'desc', not {direction!r}")

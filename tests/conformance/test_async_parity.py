@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import re
+from collections.abc import AsyncIterator
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import agentdb
@@ -13,6 +14,7 @@ from agentdb.aio import AsyncAgentStates, AsyncDatabase, AsyncTable
 from agentdb.database import Database
 from agentdb.states import AgentStates
 from agentdb.storage.table import Table
+from agentdb.types import Row
 
 PAIRS = [(Database, AsyncDatabase), (Table, AsyncTable), (AgentStates, AsyncAgentStates)]
 
@@ -23,22 +25,18 @@ ONLY_FOR_TASKS = {"sync"}
 # Read without touching the disk; every other property is awaited.
 PLAIN_PROPERTIES = {"config", "name", "path", "read_only"}
 
-TYPES = {
-    "Table": "AsyncTable",
-    "Self": "Self",
+AT_ONCE = {
+    "Iterator[Row]": AsyncIterator[Row],
+    "Iterator[str]": AsyncIterator[str],
+    "pa.RecordBatchReader": AsyncIterator[pa.RecordBatch],
     "Iterator[None]": "AbstractAsyncContextManager[None]",
-    "pa.RecordBatchReader": "AsyncIterator[pa.RecordBatch]",
 }
+"""What gives something that is awaited in pieces; everything else is a coroutine."""
+AWAITED = {"Table": "AsyncTable"}
 
 
 def members(of: type) -> dict[str, Any]:
     return {name: inspect.getattr_static(of, name) for name in dir(of) if not name.startswith("_")}
-
-
-def expected_type(name: str, given: str) -> str:
-    if found := TYPES.get(given):
-        return found
-    return re.sub(r"^Iterator\[", "AsyncIterator[", given)
 
 
 CASES = [
@@ -66,9 +64,14 @@ def test_same_signature(sync: type, twin: type, name: str) -> None:
         return
     mine, theirs = inspect.signature(other), inspect.signature(one)
     assert list(mine.parameters.values()) == list(theirs.parameters.values())
-    assert mine.return_annotation == expected_type(name, theirs.return_annotation)
-    gives_at_once = mine.return_annotation.startswith(("AsyncIterator[", "AbstractAsyncContextManager["))
-    assert inspect.iscoroutinefunction(other) is not gives_at_once
+    returns = theirs.return_annotation
+    if returns in AT_ONCE:
+        assert mine.return_annotation == AT_ONCE[returns]
+        assert not inspect.iscoroutinefunction(other)
+    else:
+        assert mine.return_annotation == AWAITED.get(returns, returns)
+        assert "Iterator" not in returns
+        assert inspect.iscoroutinefunction(other)
 
 
 @pytest.mark.parametrize(("sync", "twin", "name"), CASES)

@@ -287,7 +287,7 @@ def test_a_reader_waits_for_no_number_of_writers(db_path: Path) -> None:
             began = time.perf_counter()
             assert await notes.count() == 1
             assert await notes.get(0) is not None
-            assert time.perf_counter() - began < 1.0
+            assert time.perf_counter() - began < 3.0  # the writers would keep it waiting for 10
             assert not any(writer.done() for writer in writers)
             release.set()
             await asyncio.gather(*writers)
@@ -450,6 +450,22 @@ def test_a_child_that_outlives_the_block_is_free_again(db_path: Path) -> None:
     run(main())
 
 
+def test_a_child_of_a_synchronous_transaction_is_free_after_it(db_path: Path) -> None:
+    async def main() -> None:
+        with agentdb.open(db_path, config=QUIET) as db:
+            notes = db.table(NOTES)
+            with db.transaction():
+                notes.put(note(1))
+                inside = contextvars.copy_context()
+                with pytest.raises(UnavailableError, match="another thread or task"):
+                    await asyncio.to_thread(notes.put, note(2))
+            assert await asyncio.to_thread(inside.run, notes.count) == 1
+            await asyncio.to_thread(inside.run, notes.put, note(2))
+            assert notes.count() == 2
+
+    run(main())
+
+
 def test_a_snapshot_does_not_change(db_path: Path) -> None:
     async def main() -> None:
         async with opened(db_path) as (db, notes):
@@ -564,6 +580,35 @@ def test_cancelling_a_call_inside_a_transaction_rolls_all_of_it_back(db_path: Pa
     run(main())
 
 
+def test_cancelling_at_any_moment_leaves_all_or_nothing(db_path: Path) -> None:
+    async def main() -> None:
+        async with opened(db_path) as (db, notes):
+            outcomes = set()
+
+            async def body(base: int) -> None:
+                async with db.transaction():
+                    await notes.put_many([note(base + n) for n in range(50)])
+                    await db.states.save("agent", "s", "t", base)
+                    await notes.put(note(base + 50))
+
+            for turn in range(60):
+                base = turn * 1000
+                task = asyncio.create_task(body(base))
+                await asyncio.sleep(0.0002 * turn)
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+                async with db.transaction():  # behind a commit that goes on without its task
+                    stored = await notes.count((col("id") >= base) & (col("id") < base + 1000))
+                    state = await db.states.load("agent", "s", "t")
+                assert stored in (0, 51)
+                assert (state is not None and state.data == base) == (stored == 51)
+                outcomes.add(stored)
+            assert outcomes == {0, 51}
+
+    run(main())
+
+
 def test_cancelling_while_a_transaction_waits_for_its_turn(db_path: Path) -> None:
     async def main() -> None:
         async with opened(db_path) as (db, notes):
@@ -650,7 +695,7 @@ def test_closing_while_tasks_run(db_path: Path) -> None:
         await asyncio.sleep(0.3)
         async with Pulse() as pulse:
             await db.close()
-        assert pulse.worst_s < 0.5
+        assert pulse.worst_s < 1.0
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(one) for one in ended} == {ClosedError}
         assert not threads("agentdb-")

@@ -15,7 +15,7 @@ import agentdb
 from agentdb.config import Config
 from agentdb.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from agentdb.states import Change, RetentionPolicy, StateType, StateVersion, StateWrite
-from agentdb.states.deltas import MAX_SPAN, DeltaEncoder
+from agentdb.states.deltas import MAX_SPAN, DeltaEncoder, KeyFrameCache
 from agentdb.storage.payload import ZSTD_DELTA, compress, unpack
 from agentdb.storage.values import encode_value
 
@@ -610,6 +610,17 @@ def test_save_many_is_all_or_nothing(states):
     assert states.save("b", S, T, 1).version == 1
 
 
+def test_a_batch_given_as_columns(db):
+    writes = [StateWrite(f"a{i % 600:03}", S, T, i, metadata={"i": [i]} if i % 2 else None) for i in range(1200)]
+    assert db.states.save_many(writes) == [1] * 600 + [2] * 600
+    found = db.states.load_many([(f"a{i:03}", S, T) for i in range(600)])
+    assert [v.data for v in found] == list(range(600, 1200))
+    assert found[7].metadata == {"i": [607]}
+    assert found[8].metadata == {}
+    assert found[7].created_at > db.states.load("a007", S, T, version=1).created_at
+    assert db.states.save("a007", S, T, "next").version == 3
+
+
 @pytest.mark.parametrize("size", [10, 3000], ids=["small", "large"])
 def test_large_batches(db_path, size):
     config = Config(maintenance=False, bulk_rows=100, bulk_bytes=1000)
@@ -682,6 +693,39 @@ def test_deltas_go_on_where_the_last_flush_ended(db):
     assert sum(base is None for base in found.values()) <= 3
     assert (found[2], found[9]) == (1, 1)
     assert db.states.load(A, S, T, version=13).data == conversation(72)
+
+
+def test_a_number_rolled_back_and_given_again_is_not_mistaken(db_path):
+    config = Config(maintenance=False, bulk_rows=5, bulk_bytes=100)
+    with agentdb.open(db_path, config=config) as db:
+
+        def fail() -> None:
+            with db.transaction():
+                db.states.save_many([(A, S, T, conversation(length)) for length in range(40, 50)])
+                assert codecs(db)[2] == 1
+                assert db.states.load(A, S, T, version=2).data == conversation(41)
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        db.states.save_many([(A, S, T, conversation(length, seed=2)) for length in range(40, 50)])
+        db.flush()
+        assert codecs(db)[2] == 1
+        for version in range(1, 11):
+            assert db.states.load(A, S, T, version=version).data == conversation(39 + version, seed=2)
+
+
+def test_the_cache_keeps_to_its_budget():
+    cache = KeyFrameCache(100)
+    for n in range(10):
+        cache.put(("a", "s", "t", n), bytes(20))
+        cache.get(("a", "s", "t", 0))
+    assert [n for n in range(10) if cache.get(("a", "s", "t", n))] == [0, 6, 7, 8, 9]
+    cache.put(("a", "s", "t", 0), bytes(25))
+    cache.put(("a", "s", "t", 1), bytes(26))
+    assert [n for n in range(10) if cache.get(("a", "s", "t", n))] == [0, 7, 8, 9]
+    cache.clear()
+    assert cache.get(("a", "s", "t", 0)) is None
 
 
 def test_small_states_stay_as_they_are(db):

@@ -1,0 +1,279 @@
+"""Locks between threads and processes, pins of readers, and file systems that are refused."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agentdb.errors import StorageError, UnavailableError
+from agentdb.storage.locks import FileLock, Pins, refuse_network_file_system
+
+HOLD = """
+import fcntl, os, struct, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+if len(sys.argv) > 2:
+    os.write(descriptor, struct.pack("<Q", int(sys.argv[2])))
+fcntl.flock(descriptor, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_by_a_process(path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process holds the lock of a file until the block ends or it is killed."""
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", HOLD, str(path), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "one.lock"
+
+
+def test_one_thread_at_a_time(path: Path) -> None:
+    lock = FileLock(path)
+    inside, most = 0, 0
+
+    def work() -> None:
+        nonlocal inside, most
+        for _ in range(50):
+            assert lock.acquire(10)
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0)
+            inside -= 1
+            lock.release()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert most == 1
+    lock.close()
+
+
+def test_two_locks_of_one_file_exclude_each_other(path: Path) -> None:
+    one, other = FileLock(path), FileLock(path)
+    assert one.acquire(0)
+    assert not other.acquire(0)
+    started = time.monotonic()
+    assert not other.acquire(0.1)
+    assert 0.05 < time.monotonic() - started < 2
+    one.release()
+    assert other.acquire(5), "the waiter that timed out must not keep the lock"
+    assert not one.acquire(0)
+    other.release()
+    assert one.acquire(0)
+    one.close()
+    other.close()
+
+
+def test_a_late_grant_is_given_back(path: Path) -> None:
+    holder, waiter, third = FileLock(path), FileLock(path), FileLock(path)
+    assert holder.acquire(0)
+    assert not waiter.acquire(0.05)
+    holder.release()
+    assert third.acquire(5)
+    third.release()
+    assert waiter.acquire(5)
+    waiter.release()
+    for one in (holder, waiter, third):
+        one.close()
+
+
+def test_a_lock_excludes_processes_and_dies_with_them(path: Path) -> None:
+    lock = FileLock(path)
+    with held_by_a_process(path) as process:
+        assert not lock.acquire(0)
+        assert not lock.acquire(0.05)
+        timer = threading.Timer(0.1, process.kill)
+        timer.start()
+        assert lock.acquire(10)
+        lock.release()
+        timer.join()
+    lock.close()
+
+
+def test_a_release_by_another_thread(path: Path) -> None:
+    lock = FileLock(path)
+    assert lock.acquire(0)
+    thread = threading.Thread(target=lock.release)
+    thread.start()
+    thread.join()
+    assert lock.acquire(0)
+    lock.release()
+    lock.close()
+
+
+def test_held_names_what_is_locked(path: Path) -> None:
+    one, other = FileLock(path), FileLock(path)
+    with one.held(0, "the table"):
+        with pytest.raises(StorageError, match="the table is locked by another writer") as raised, other.held(0, "the table"):
+            pass
+        assert raised.value.retryable
+    with other.held(0, "the table"):
+        pass
+    one.close()
+    other.close()
+
+
+def test_a_lock_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"cannot open lock file a\.lock"):
+        FileLock(tmp_path / "missing" / "a.lock").acquire(0)
+
+
+def test_nobody_starves(path: Path) -> None:
+    """Four locks of one file, as four processes would have them, for half a second: everyone gets turns."""
+    turns = [0] * 4
+    stop = time.monotonic() + 0.5
+
+    def work(i: int) -> None:
+        lock = FileLock(path)
+        while time.monotonic() < stop:
+            assert lock.acquire(10)
+            turns[i] += 1
+            time.sleep(0.001)
+            lock.release()
+        lock.close()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert min(turns) > 0
+    assert min(turns) * 20 > max(turns), turns
+
+
+# --- pins -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pins(tmp_path: Path) -> Iterator[Pins]:
+    directory = tmp_path / "pins"
+    directory.mkdir()
+    found = Pins(directory, "me")
+    yield found
+    found.close()
+    assert not list(directory.iterdir())
+
+
+def test_the_floor_is_the_oldest_active_pin(pins: Pins) -> None:
+    assert pins.floor() == 0
+    pins.learn(5)
+    assert pins.floor() == 5
+    first = pins.register()
+    pins.learn(9)
+    second = pins.register()
+    pins.learn(3)
+    assert pins.active()
+    assert pins.floor() == 5
+    pins.release(first)
+    assert pins.floor() == 9
+    pins.learn(12)
+    assert pins.floor() == 9
+    pins.release(second)
+    pins.release(second)
+    assert not pins.active()
+    assert pins.floor() == 12
+
+
+def test_the_pin_of_another_handle_counts(tmp_path: Path, pins: Pins) -> None:
+    other = Pins(tmp_path / "pins", "other")
+    pins.learn(7)
+    assert pins.floor() == 0, "it has not said yet how far it is"
+    other.learn(4)
+    assert pins.floor() == 0, "nor published it"
+    other.publish()
+    assert pins.floor() == 4
+    other.close()
+    assert pins.floor() == 7
+
+
+def test_a_living_process_holds_the_floor_and_a_dead_one_does_not(tmp_path: Path, pins: Pins) -> None:
+    foreign = tmp_path / "pins" / "foreign.pin"
+    pins.learn(7)
+    with held_by_a_process(foreign, "3"):
+        assert pins.floor() == 3
+        assert foreign.exists()
+    assert pins.floor() == 7
+    assert not foreign.exists(), "a dead process's pin is removed"
+
+
+def test_a_pin_that_is_being_made_is_left_alone(tmp_path: Path, pins: Pins) -> None:
+    young, old = tmp_path / "pins" / "young.new", tmp_path / "pins" / "old.new"
+    for one in (young, old):
+        one.write_bytes(bytes(8))
+    os.utime(old, (0, 0))
+    pins.learn(7)
+    assert pins.floor() == 7
+    assert young.exists()
+    assert not old.exists()
+    young.unlink()
+
+
+def test_a_pin_cut_short_holds_everything(tmp_path: Path, pins: Pins) -> None:
+    broken = tmp_path / "pins" / "broken.pin"
+    pins.learn(7)
+    descriptor = os.open(broken, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert pins.floor() == 0
+    os.close(descriptor)
+    assert pins.floor() == 7
+
+
+# --- file systems -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mounts", "kind"),
+    [
+        ("/dev/sda / ext4 rw 0 0\n", None),
+        ("/dev/sda / ext4 rw 0 0\nserver:/x {parent} nfs4 rw 0 0\n", "nfs4"),
+        ("server:/x / nfs rw 0 0\n/dev/sdb {parent} ext4 rw 0 0\n", None),
+        ("/dev/sda / ext4 rw 0 0\nserver:/x {parent}x cifs rw 0 0\n", None),
+        ("host: {parent} fuse.sshfs rw 0 0\n", "fuse.sshfs"),
+        ("garbage\n\n", None),
+    ],
+)
+def test_network_file_systems_are_refused(tmp_path: Path, mounts: str, kind: str | None) -> None:
+    target = tmp_path / "db"
+    text = mounts.format(parent=tmp_path.resolve())
+    if kind is None:
+        refuse_network_file_system(target, lambda: text)
+    else:
+        with pytest.raises(UnavailableError, match=f"network file system \\({kind}\\)"):
+            refuse_network_file_system(target, lambda: text)
+
+
+def test_a_mount_point_with_a_space(tmp_path: Path) -> None:
+    target = tmp_path / "my share"
+    target.mkdir()
+    text = f"server:/x {str(target.resolve()).replace(' ', chr(92) + '040')} nfs rw 0 0\n"
+    with pytest.raises(UnavailableError, match="nfs"):
+        refuse_network_file_system(target / "db", lambda: text)
+
+
+def test_a_system_without_a_list_of_mounts(tmp_path: Path) -> None:
+    def missing() -> str:
+        raise FileNotFoundError
+
+    refuse_network_file_system(tmp_path, missing)

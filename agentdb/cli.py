@@ -265,7 +265,11 @@ def export_table(
     file_format: FormatOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
-    """Write a table's rows, as of one moment, to a Parquet or JSON Lines file, which appears complete or not at all."""
+    """Write a table's rows, as of one moment, to a Parquet or JSON Lines file, which appears complete or not at all.
+
+    Parquet keeps every type. In JSON Lines a row is one object: JSON columns are JSON values, vectors arrays of numbers,
+    timestamps and dates ISO 8601 strings, binary values base64. Both come back unchanged with `agentdb import`.
+    """
     chosen = _format_of(file, file_format)
     if file is None and chosen is Format.PARQUET:
         raise typer.BadParameter("Parquet needs a FILE")

@@ -116,6 +116,7 @@ class ReadView(View):
         self._pin = pin
 
     def pin(self) -> int:
+        """Pin the cold tier of this state again; return a token of its own."""
         return self.core.pins.again(self._pin)
 
     def close(self) -> None:
@@ -261,16 +262,34 @@ class _Reading:
             storage_errors().__exit__(kind, error, trace)
 
 
+class _Batch:
+    """The units that share one commit. One flag for all: an interrupt cannot tell them different things."""
+
+    __slots__ = ("committed", "leader", "units")
+
+    def __init__(self, leader: _Unit) -> None:
+        self.leader = leader
+        self.units: list[_Unit] = []
+        self.committed = False
+
+    def tell(self) -> None:
+        """Wake whoever waits for the outcome; once more does no harm."""
+        for unit in self.units:
+            with contextlib.suppress(RuntimeError):
+                unit.signal.release()
+
+
 class _Unit:
     """One caller's work in the commit queue."""
 
-    __slots__ = ("error", "lead", "result", "signal", "state", "work")
+    __slots__ = ("batch", "error", "lead", "result", "signal", "state", "work")
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self.work = work
         self.result: Any = None
         self.error: BaseException | None = None
-        self.state = "waiting"  # -> running -> committed, or -> withdrawn
+        self.state = "waiting"  # -> running, or -> withdrawn
+        self.batch = _Batch(self)
         self.lead = False
         self.signal = threading.Lock()
         self.signal.acquire()
@@ -297,6 +316,8 @@ class Core:
         self._mutex = threading.Lock()
         self._queue: deque[_Unit] = deque()
         self._leading = False
+        self.watched: _Watch | None = None
+        self.watchdog: threading.Thread | None = None
         self.catalogue = Catalogue(-1, {}, {})
         self.pins = Pins(path / PIN_DIRECTORY, config.id_source()) if not read_only else _ReadOnlyPins(path)
         self.on_commit: Callable[[dict[int, int]], None] = lambda _: None
@@ -430,21 +451,26 @@ class Core:
     def _submit(self, work: Callable[[], T]) -> T:
         unit = _Unit(work)
         deadline = time.monotonic() + self.config.write_timeout_s
-        with self._mutex:
-            self._queue.append(unit)
-            unit.lead = not self._leading
-            self._leading = True
         try:
+            with self._mutex:
+                self._queue.append(unit)
+                unit.lead = not self._leading
+                self._leading = True
             if not unit.lead:
                 self._wait(unit, deadline)
             if unit.lead:
                 self._lead(unit, deadline)
         except BaseException:
             # Interrupted: the work must not be done later behind the caller's back, and somebody must lead.
+            self.write_lock.withdraw(unit)
             self._withdraw(unit, lead=True)
+            if unit.batch.leader is unit:
+                unit.batch.tell()
             raise
         if unit.error is not None:
             raise unit.error
+        if not unit.batch.committed:
+            raise StorageError("the commit was interrupted by another thread's exception", retryable=True)
         return unit.result  # type: ignore[no-any-return]
 
     def _wait(self, unit: _Unit, deadline: float) -> None:
@@ -458,7 +484,7 @@ class Core:
         with self._mutex:
             if unit.lead and not lead:
                 return False
-            waiting = unit.state == "waiting"
+            waiting = unit.state == "waiting" and unit in self._queue
             if waiting:
                 unit.state = "withdrawn"
                 self._queue.remove(unit)
@@ -483,45 +509,37 @@ class Core:
 
     def _lead(self, own: _Unit, deadline: float) -> None:
         """Take the write lock, commit everything that waits in one transaction, and pass the lead on."""
-        batch: list[_Unit] = []
+        batch = own.batch
         try:
-            if not self.write_lock.acquire(max(deadline - time.monotonic(), 0)):
+            if not self.write_lock.acquire(max(deadline - time.monotonic(), 0), own):
                 with self._mutex:
                     own.state = "withdrawn"
                     self._queue.remove(own)
                 own.error = self._timed_out()
                 return
-            try:
-                with self._mutex:
-                    while self._queue and len(batch) < _MAX_GROUP:
-                        unit = self._queue.popleft()
-                        unit.state = "running"
-                        batch.append(unit)
-                self._commit_batch(batch)
-            finally:
-                self.write_lock.release()
-        except BaseException as error:
-            self._fail(batch, own, error)
-        finally:
             with self._mutex:
+                while self._queue and len(batch.units) < _MAX_GROUP:
+                    unit = self._queue[0]
+                    batch.units.append(unit)
+                    unit.state, unit.batch = "running", batch
+                    self._queue.popleft()
+            self._commit_batch(batch, batch.units)
+        except AgentDBError as error:
+            for unit in batch.units:
+                unit.error = unit.error or error
+            own.error = error
+        except BaseException as error:
+            own.error = error  # Its own only: the others' work is what the batch says.
+        finally:
+            self.write_lock.withdraw(own)
+            with self._mutex:
+                for unit in (own, *batch.units):
+                    if unit in self._queue:
+                        self._queue.remove(unit)
                 self._pass_on(own)
-            for unit in batch:
-                if unit is not own:
-                    unit.signal.release()
+            batch.tell()
 
-    def _fail(self, batch: list[_Unit], own: _Unit, error: BaseException) -> None:
-        """Tell everyone whose work was not committed; an interrupt is only the leader's own."""
-        shared = error
-        if not isinstance(error, AgentDBError):
-            shared = StorageError("the commit was interrupted by another thread's exception", retryable=True)
-        for unit in batch:
-            if unit.state == "running":
-                unit.error = unit.error or shared
-        own.error = error
-        with self._mutex, contextlib.suppress(ValueError):
-            self._queue.remove(own)
-
-    def _commit_batch(self, batch: list[_Unit]) -> None:
+    def _commit_batch(self, shared: _Batch, batch: list[_Unit]) -> None:
         with storage_errors():
             view = self._begin()
             try:
@@ -533,17 +551,16 @@ class Core:
                         for unit in batch:
                             self._run_unit(view, unit)
                 self._commit(view)
+                shared.committed = True
             except BaseException as error:
                 if view.committed(error):
-                    for unit in batch:
-                        unit.state = "committed"
+                    shared.committed = True
                 else:
                     self._rollback(view)
                 raise
             finally:
+                view.is_over = True  # Even where an interrupt kept it the current one.
                 view.let_go()
-        for unit in batch:
-            unit.state = "committed"
         self.on_commit(view.touched)
 
     def _run_unit(self, view: WriteView, unit: _Unit) -> None:
@@ -556,12 +573,15 @@ class Core:
 
     def _begin(self) -> WriteView:
         connection = self.hot.writer
-        connection.execute("BEGIN IMMEDIATE")
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")  # Left by a writer that was interrupted at the wrong moment.
         try:
+            connection.execute("BEGIN IMMEDIATE")
             no, commit_no, row_no = connection.execute("SELECT catalogue_no, commit_no, row_no FROM meta").fetchone()  # type: ignore[misc]
             return WriteView(self, connection, (commit_no, row_no), self._catalogue(connection, no))
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
 
     def _commit(self, view: WriteView) -> None:
@@ -632,25 +652,32 @@ class Core:
             yield from self._nested(view)
             return
         self.before_write()
-        if not self.write_lock.acquire(self.config.write_timeout_s):
-            raise self._timed_out()
+        owner, watch = object(), None
         try:
+            if not self.write_lock.acquire(self.config.write_timeout_s, owner):
+                raise self._timed_out()
             with storage_errors():
-                view = self._begin()
+                began = self._begin()
+            watch = _Watch(self, began, owner)
+            with self.entered(began):
+                yield began
+            began.is_over = True
+            watch.end(commit=True)
         except BaseException:
-            self.write_lock.release()
+            if watch is not None:
+                began.is_over = True
+                watch.end(commit=False)
+            self.write_lock.withdraw(owner)
             raise
-        watch = _Watch(self, view)
-        try:
-            with self.entered(view):
-                yield view
-        except BaseException:
-            view.is_over = True
-            watch.end(commit=False)
-            raise
-        view.is_over = True
-        watch.end(commit=True)
-        self.on_commit(view.touched)
+        self.on_commit(began.touched)
+
+    def expire_idle(self) -> None:
+        """Look after explicit transactions until the engine is closed; the watchdog's thread."""
+        while not self.closed:
+            time.sleep(min(self.config.transaction_idle_timeout_s / 8, 1.0))
+            watch = self.watched
+            if watch is not None:
+                watch.check()
 
     @staticmethod
     def _nested(view: WriteView) -> Iterator[WriteView]:
@@ -702,28 +729,29 @@ class Core:
 
 
 class _Watch:
-    """Ends an explicit transaction: at the end of its block, or by a timer when it stays idle too long."""
+    """Ends an explicit transaction: at the end of its block, or when it stays idle too long.
 
-    def __init__(self, core: Core, view: WriteView) -> None:
+    One thread looks after all of a database, started with the first: there is never more than one transaction at a time, and
+    a timer for each would cost a thread each.
+    """
+
+    def __init__(self, core: Core, view: WriteView, owner: object) -> None:
         self._core = core
         self._view = view
+        self._owner = owner
         self._timeout_s = core.config.transaction_idle_timeout_s
-        self._arm(self._timeout_s)
+        core.watched = self
+        if core.watchdog is None or not core.watchdog.is_alive():
+            core.watchdog = threading.Thread(target=core.expire_idle, name="agentdb-transaction-timeout", daemon=True)
+            core.watchdog.start()
 
-    def _arm(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, self._check)
-        self._timer.daemon = True
-        self._timer.name = "agentdb-transaction-timeout"
-        self._timer.start()
-
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Roll the transaction back if it was idle for too long."""
         view = self._view
         with view._mutex:
-            if view.expired:
+            if view.expired or not self._core.write_lock.owned_by(self._owner):
                 return
-            left = view.last_used + self._timeout_s - time.monotonic()
-            if left > 0:
-                self._arm(left)
+            if view.last_used + self._timeout_s > time.monotonic():
                 return
             view.expired = True
             self._finish(lambda: self._core._rollback(view))
@@ -737,7 +765,6 @@ class _Watch:
         view = self._view
         if self._core.generation != fork_generation():
             self._core.check()  # A forked child: the transaction, and its lock, are the parent's.
-        self._timer.cancel()
         with view._mutex:
             if view.expired:
                 if commit:
@@ -759,7 +786,9 @@ class _Watch:
         try:
             outcome()
         finally:
-            self._core.write_lock.release()
+            self._core.write_lock.withdraw(self._owner)
+            if self._core.watched is self:
+                self._core.watched = None
             self._view.let_go()
 
 
@@ -777,7 +806,7 @@ class _ReadOnlyPins:
         return 0
 
     def again(self, token: int | None) -> int:
-        return 0
+        return token or 0
 
     def release(self, token: int) -> None: ...
 

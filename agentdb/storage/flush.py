@@ -175,13 +175,14 @@ class ColdWriter:
         lock = self._core.cold_lock(entry.id)
         held = any(getattr(end, "table_id", None) == entry.id for end in view.on_end)
         if not held:
-            if not lock.acquire(0):
+            end = _EndOfBulk(view, entry)
+            if not lock.acquire(0, end):
                 return False
             if self._core.cold.orphans(entry.dataset, view.version(entry)):
                 # Removing them takes a commit of its own first; see `_changing`.
-                lock.release()
+                lock.withdraw(end)
                 return False
-            view.on_end.append(_EndOfBulk(view, entry))
+            view.on_end.append(end)
         known = self._core.hot.known_files(view.connection, entry.id)
         with self._revised(entry, view.version(entry), known) as change:
             self._bulk(change, rows, set(entry.hot.keys(view.connection)), view.commit_no)
@@ -237,8 +238,8 @@ class ColdWriter:
             fragments = revision.fragments()
             worth = [one for one, rows, deleted in fragments if rows < _SMALL_ROWS or deleted > rows * _DELETED_SHARE]
             dirty = any(deleted > rows * _DELETED_SHARE for _, rows, deleted in fragments)
-            # Lance merges only fragments that the same index segments cover, so the segments are merged before.
-            merges = revision.index_segments() > (1 if everything else _MAX_SEGMENTS)
+            # Lance merges only fragments that the same index segments cover, so the segments are merged one step before.
+            merges = revision.index_segments() > (1 if len(worth) > limit or everything else _MAX_SEGMENTS)
             if merges:
                 revision.merge_indices()
             if (len(worth) > limit or (dirty and worth)) and (everything or not merges):
@@ -354,4 +355,4 @@ class _EndOfBulk:
                 with contextlib.suppress(AgentDBError):
                     core.cold.recover(self._entry.dataset, self._version)
         finally:
-            core.cold_lock(self.table_id).release()
+            core.cold_lock(self.table_id).withdraw(self)

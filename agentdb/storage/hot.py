@@ -592,6 +592,8 @@ class HotStore:
         """
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_RESTART
         writer = self.writer
+        if writer.in_transaction:
+            writer.execute("ROLLBACK")  # Left by a writer that was interrupted at the wrong moment.
         # A reader that still needs the log must not hold up the writers behind us.
         writer.set_busy_timeout(100)
         try:

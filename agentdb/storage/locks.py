@@ -15,6 +15,7 @@ import struct
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -58,11 +59,16 @@ class FileLock:
 
     Waiting blocks in the kernel, on a helper thread only when the lock is not free at once, so that a waiter can time out:
     the helper then gives the lock back when it gets it.
+
+    An interrupt (``KeyboardInterrupt``) may come between any two steps, even between the end of `acquire` and the next line of
+    its caller. So the lock knows its owner, and whoever is interrupted can say `withdraw` without knowing how far it came.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._mutex = threading.Lock()  # one thread of this process at a time; never held while blocked in flock
+        self._gate = threading.Lock()  # for a few lines only, and only by `with`, which no interrupt splits
+        self._owner: object | None = None  # one of this process at a time
+        self._turns: deque[tuple[object, threading.Lock]] = deque()
         self._descriptor = -1
         self._waiter: _Waiter | None = None
         _open_descriptors.add(self)
@@ -75,23 +81,40 @@ class FileLock:
                 raise StorageError(f"cannot open lock file {self._path.name}: {error.strerror}") from error
         return self._descriptor
 
-    def acquire(self, timeout_s: float) -> bool:
-        """Take the lock; False when it could not be had in time.
+    def acquire(self, timeout_s: float, owner: object) -> bool:
+        """Take the lock for an owner; False when it could not be had in time.
 
         Raises:
             StorageError: the lock file cannot be opened or locked.
         """
         deadline = time.monotonic() + timeout_s
-        if not self._mutex.acquire(timeout=max(timeout_s, 0)):
-            return False
         try:
-            if self._take_file_lock(deadline):
+            if self._take_turn(deadline, owner) and self._take_file_lock(deadline):
                 return True
         except BaseException:
-            self._mutex.release()
+            self.withdraw(owner)
             raise
-        self._mutex.release()
+        self.withdraw(owner)
         return False
+
+    def _take_turn(self, deadline: float, owner: object) -> bool:
+        """Become the one of this process that may wait for the file lock."""
+        with self._gate:
+            if self._owner is None:
+                self._owner = owner
+                return True
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            signal = threading.Lock()
+            signal.acquire()
+            self._turns.append((owner, signal))
+        signal.acquire(timeout=left)
+        return self._owner is owner
+
+    def owned_by(self, owner: object) -> bool:
+        """Whether this owner has the lock."""
+        return self._owner is owner
 
     def _take_file_lock(self, deadline: float) -> bool:
         if self._waiter is not None:
@@ -119,11 +142,25 @@ class FileLock:
             return self._take_file_lock(deadline)
         return taken
 
-    def release(self) -> None:
-        """Give the lock back; any thread may."""
-        if self._descriptor >= 0:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        self._mutex.release()
+    def withdraw(self, owner: object) -> None:
+        """Give the lock back, or stop waiting for it; nothing if neither is the case. Any thread may."""
+        with self._gate:
+            if self._owner is not owner:
+                for turn in self._turns:
+                    if turn[0] is owner:
+                        self._turns.remove(turn)
+                        return
+                return
+            if self._descriptor >= 0:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            while self._turns and self._turns[0][0] is owner:
+                self._turns.popleft()  # Its own, left by whoever was interrupted while handing over to it.
+            if self._turns:
+                self._owner, signal = self._turns[0]
+                signal.release()
+                self._turns.popleft()
+            else:
+                self._owner = None
 
     @contextlib.contextmanager
     def held(self, timeout_s: float, what: str) -> Iterator[None]:
@@ -132,12 +169,15 @@ class FileLock:
         Raises:
             StorageError: it could not be had in time; retryable.
         """
-        if not self.acquire(timeout_s):
-            raise StorageError(f"{what} is locked by another writer; waited {timeout_s:g} s", retryable=True)
+        owner = object()
         try:
+            if not self.acquire(timeout_s, owner):
+                raise StorageError(f"{what} is locked by another writer; waited {timeout_s:g} s", retryable=True)
             yield
-        finally:
-            self.release()
+            self.withdraw(owner)
+        except BaseException:
+            self.withdraw(owner)
+            raise
 
     def close(self) -> None:
         """Close the descriptor; a held lock is released by that."""
@@ -159,7 +199,9 @@ class _Waiter:
 
     def __init__(self, descriptor: int, name: str) -> None:
         self._descriptor = descriptor
-        self._state = threading.Condition()
+        self._gate = threading.Lock()
+        self._came = threading.Lock()
+        self._came.acquire()
         self._wanted = True
         self._granted = False
         self.finished = False
@@ -170,34 +212,33 @@ class _Waiter:
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
         except OSError as error:
-            with self._state:
-                self.error, self.finished = error, True
-                self._state.notify_all()
-            return
-        with self._state:
-            if self._wanted:
+            self.error = error
+        with self._gate:
+            if self.error is None and self._wanted:
                 self._granted = True
-            else:
+            elif self.error is None:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self.finished = True
-            self._state.notify_all()
+        self._came.release()
 
     def claim(self, deadline: float) -> bool:
-        with self._state:
-            self._wanted = True
-            try:
-                self._state.wait_for(lambda: self.finished, max(deadline - time.monotonic(), 0))
-            except BaseException:
-                if self._granted:
-                    # Interrupted in the moment when it came.
-                    self._granted = False
-                    fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-                raise
-            finally:
-                # Timed out or interrupted: whoever gets the lock now gives it back.
-                self._wanted = self.finished
-            granted, self._granted = self._granted, False
-            return granted
+        """Wait for the lock; called by one owner of a turn at a time."""
+        try:
+            with self._gate:
+                self._wanted = True
+                finished = self.finished
+            if not finished:
+                self._came.acquire(timeout=max(deadline - time.monotonic(), 0))
+            with self._gate:
+                # Timed out: if it comes now, it is given back.
+                self._wanted = False
+                granted, self._granted = self._granted, False
+        except BaseException:
+            with self._gate:
+                # Interrupted: what came already goes with the turn.
+                self._wanted = self._granted = False
+            raise
+        return granted
 
 
 _PIN = struct.Struct("<Q")

@@ -87,10 +87,8 @@ class Maintenance:
         """Hold a writer up while the hot tier or the log is over its limit."""
         limit = self._core.config.wal_limit_bytes * _PRESSED
         now = time.monotonic()
-        if now - self._last_pressed > 1.0:
-            self._last_pressed = now
-            if self._log_bytes() > limit:
-                self.checkpoint()
+        if self._log_bytes() > limit and now - self._last_pressed > 1.0 and not self.checkpoint():
+            self._last_pressed = now  # a reader is in the way: not every writer should try
         if self._hot_bytes <= self._core.config.hot_limit_bytes:
             return
         deadline = now + self._core.config.write_timeout_s
@@ -218,13 +216,14 @@ class Maintenance:
 
     def checkpoint(self, *, truncate: bool = False) -> bool:
         """Copy the log into the database, and empty its file if asked; False if a reader or writer is in the way."""
-        if not self._core.write_lock.acquire(1.0):
-            return False
+        owner = object()
         try:
+            if not self._core.write_lock.acquire(1.0, owner):
+                return False
             with storage_errors():
                 return self._core.hot.checkpoint(truncate=truncate)
         finally:
-            self._core.write_lock.release()
+            self._core.write_lock.withdraw(owner)
 
     def _vacuum(self, pages: int, *, only_above: int = 0) -> bool:
         """Give free pages back; whether some are left."""

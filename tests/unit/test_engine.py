@@ -212,7 +212,9 @@ def test_read_only_writes_nothing(db: agentdb.Database, db_path: Path) -> None:
             with pytest.raises(AccessDeniedError, match="read_only"):
                 write()
     after = everything_in(db_path)
-    assert {name for name in after if not name.endswith("-shm")} == {name for name in before if not name.endswith("-shm")}
+    assert {name for name in after if not name.endswith("-shm")} == {
+        name for name in before if not name.endswith("-shm")
+    }
     assert {k: v for k, v in after.items() if "." in k and "-shm" not in k} == {
         k: v for k, v in before.items() if "." in k and "-shm" not in k
     }
@@ -327,7 +329,13 @@ def test_drop_and_recreate_with_another_schema(db: agentdb.Database, db_path: Pa
     old = db.table("numbers")
     assert db.drop_table("numbers")
     assert not db.drop_table("numbers")
-    for call in (old.count, lambda: old.get("00001"), lambda: list(old.scan()), lambda: old.put({"k": "a", "n": 1}), lambda: old.schema):
+    for call in (
+        old.count,
+        lambda: old.get("00001"),
+        lambda: list(old.scan()),
+        lambda: old.put({"k": "a", "n": 1}),
+        lambda: old.schema,
+    ):
         with pytest.raises(NotFoundError, match="numbers"):
             call()
     new = db.table(TableSchema("numbers", [pa.field("id", pa.int64())], key="id"))
@@ -335,7 +343,9 @@ def test_drop_and_recreate_with_another_schema(db: agentdb.Database, db_path: Pa
     new.put({"id": 1})
     db.optimize()
     assert list(new.scan()) == [{"id": 1}]
-    assert [one.name for one in (db_path / "lance").iterdir() if "numbers" in one.name] == ["numbers-" + str(new._id) + ".lance"]
+    assert [one.name for one in (db_path / "lance").iterdir() if "numbers" in one.name] == [
+        "numbers-" + str(new._id) + ".lance"
+    ]
     assert db.verify().ok
 
 
@@ -402,7 +412,11 @@ def test_stats(db: agentdb.Database) -> None:
     assert before.maintenance_error is None
     assert db.flush("numbers") == 2
     after = db.stats()
-    assert (after.tables["numbers"].hot_rows, after.tables["numbers"].cold_rows, after.tables["numbers"].fragments) == (0, 1, 1)
+    assert (after.tables["numbers"].hot_rows, after.tables["numbers"].cold_rows, after.tables["numbers"].fragments) == (
+        0,
+        1,
+        1,
+    )
     assert after.cold_bytes == after.tables["numbers"].cold_bytes > 0
     assert after.commits > before.commits
 
@@ -424,7 +438,7 @@ def test_a_transaction_is_all_or_nothing_over_all_tables(db: agentdb.Database) -
         assert elsewhere(lambda: numbers(db)) == []
         assert elsewhere(lambda: db.table("others").count()) == 0
     assert elsewhere(lambda: numbers(db)) == [1]
-    with pytest.raises(ConflictError), db.transaction():
+    with pytest.raises(ConflictError), db.transaction():  # noqa: PT012 - the block is what raises
         fill(db, 2, *range(100, 200))
         db.table("others").delete(1)
         db.table("numbers").delete("00001")
@@ -581,11 +595,11 @@ def test_an_idle_transaction_is_rolled_back(db_path: Path) -> None:
     config = Config(maintenance=False, durability="normal", transaction_idle_timeout_s=0.15, bulk_rows=50, bulk_bytes=1)
     with agentdb.open(db_path, config=config) as db:
         db.table(NUMBERS)
-        with pytest.raises(StorageError, match="idle") as raised, db.transaction():
+        with pytest.raises(StorageError, match="idle") as raised, db.transaction():  # noqa: PT012 - the block is what raises
             fill(db, 1, *range(100, 200))
             time.sleep(0.5)
         assert raised.value.retryable
-        with pytest.raises(StorageError, match="idle"), db.transaction():
+        with pytest.raises(StorageError, match="idle"), db.transaction():  # noqa: PT012 - the block is what raises
             with db.transaction():
                 fill(db, 1)
             time.sleep(0.5)

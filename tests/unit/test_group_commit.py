@@ -89,7 +89,9 @@ def test_waiting_writers_share_one_commit(db: agentdb.Database, core: Core, monk
     assert seen[0].commit_no == db.stats().commits
 
 
-def test_many_threads_need_fewer_commits_than_writes(db: agentdb.Database, core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_threads_need_fewer_commits_than_writes(
+    db: agentdb.Database, core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table, seen = db.table("t"), commits(core, monkeypatch)
     begin = core._begin
 
@@ -210,7 +212,8 @@ def test_a_waiter_interrupted_when_it_was_chosen_to_lead_passes_that_on(db: agen
 
     unit = _Unit(lambda: table.put({"k": "interrupted", "n": 0}))
     unit.signal = Interrupting(chosen)  # type: ignore[assignment]
-    core.write_lock.acquire(1)
+    owner = object()
+    assert core.write_lock.acquire(1, owner)
     crowd.add("first", lambda: table.put({"k": "first", "n": 1}))
     leader = core._queue[0]
     # The first one's wait for the lock fails, so the second must lead.
@@ -241,7 +244,7 @@ def test_a_waiter_interrupted_when_it_was_chosen_to_lead_passes_that_on(db: agen
     with core._mutex:
         assert core._leading
         assert core._queue[0].lead
-    core.write_lock.release()
+    core.write_lock.withdraw(owner)
     crowd.join()
     assert "interrupted" not in [row["k"] for row in table.scan()]
     table.put({"k": "after", "n": 1})
@@ -309,7 +312,7 @@ def _raise() -> None:
 
 def test_transact_joins_the_open_transaction(db: agentdb.Database) -> None:
     table = db.table("t")
-    with pytest.raises(ConflictError), db.transaction():
+    with pytest.raises(ConflictError), db.transaction():  # noqa: PT012 - the block is what raises
         assert db.transact(lambda: (table.put({"k": "a", "n": 1}), "done")[1]) == "done"
         assert table.count() == 1
         raise ConflictError("on purpose")

@@ -17,6 +17,7 @@ import pytest
 from agentdb.errors import StorageError, UnavailableError
 from agentdb.storage.locks import FileLock, Pins, refuse_network_file_system
 
+ME = object()
 HOLD = """
 import fcntl, os, struct, sys
 descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
@@ -32,7 +33,10 @@ sys.stdin.read()
 def held_by_a_process(path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Another process holds the lock of a file until the block ends or it is killed."""
     with subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", HOLD, str(path), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-I", "-S", "-c", HOLD, str(path), *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
@@ -53,13 +57,15 @@ def test_one_thread_at_a_time(path: Path) -> None:
 
     def work() -> None:
         nonlocal inside, most
+        me = object()
         for _ in range(50):
-            assert lock.acquire(10)
+            assert lock.acquire(10, me)
+            assert lock.owned_by(me)
             inside += 1
             most = max(most, inside)
             time.sleep(0)
             inside -= 1
-            lock.release()
+            lock.withdraw(me)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
     for one in threads:
@@ -72,29 +78,29 @@ def test_one_thread_at_a_time(path: Path) -> None:
 
 def test_two_locks_of_one_file_exclude_each_other(path: Path) -> None:
     one, other = FileLock(path), FileLock(path)
-    assert one.acquire(0)
-    assert not other.acquire(0)
+    assert one.acquire(0, ME)
+    assert not other.acquire(0, ME)
     started = time.monotonic()
-    assert not other.acquire(0.1)
+    assert not other.acquire(0.1, ME)
     assert 0.05 < time.monotonic() - started < 2
-    one.release()
-    assert other.acquire(5), "the waiter that timed out must not keep the lock"
-    assert not one.acquire(0)
-    other.release()
-    assert one.acquire(0)
+    one.withdraw(ME)
+    assert other.acquire(5, ME), "the waiter that timed out must not keep the lock"
+    assert not one.acquire(0, ME)
+    other.withdraw(ME)
+    assert one.acquire(0, ME)
     one.close()
     other.close()
 
 
 def test_a_late_grant_is_given_back(path: Path) -> None:
     holder, waiter, third = FileLock(path), FileLock(path), FileLock(path)
-    assert holder.acquire(0)
-    assert not waiter.acquire(0.05)
-    holder.release()
-    assert third.acquire(5)
-    third.release()
-    assert waiter.acquire(5)
-    waiter.release()
+    assert holder.acquire(0, ME)
+    assert not waiter.acquire(0.05, ME)
+    holder.withdraw(ME)
+    assert third.acquire(5, ME)
+    third.withdraw(ME)
+    assert waiter.acquire(5, ME)
+    waiter.withdraw(ME)
     for one in (holder, waiter, third):
         one.close()
 
@@ -102,31 +108,34 @@ def test_a_late_grant_is_given_back(path: Path) -> None:
 def test_a_lock_excludes_processes_and_dies_with_them(path: Path) -> None:
     lock = FileLock(path)
     with held_by_a_process(path) as process:
-        assert not lock.acquire(0)
-        assert not lock.acquire(0.05)
+        assert not lock.acquire(0, ME)
+        assert not lock.acquire(0.05, ME)
         timer = threading.Timer(0.1, process.kill)
         timer.start()
-        assert lock.acquire(10)
-        lock.release()
+        assert lock.acquire(10, ME)
+        lock.withdraw(ME)
         timer.join()
     lock.close()
 
 
 def test_a_release_by_another_thread(path: Path) -> None:
     lock = FileLock(path)
-    assert lock.acquire(0)
-    thread = threading.Thread(target=lock.release)
+    assert lock.acquire(0, ME)
+    thread = threading.Thread(target=lock.withdraw, args=(ME,))
     thread.start()
     thread.join()
-    assert lock.acquire(0)
-    lock.release()
+    assert lock.acquire(0, ME)
+    lock.withdraw(ME)
     lock.close()
 
 
 def test_held_names_what_is_locked(path: Path) -> None:
     one, other = FileLock(path), FileLock(path)
     with one.held(0, "the table"):
-        with pytest.raises(StorageError, match="the table is locked by another writer") as raised, other.held(0, "the table"):
+        with (
+            pytest.raises(StorageError, match="the table is locked by another writer") as raised,
+            other.held(0, "the table"),
+        ):
             pass
         assert raised.value.retryable
     with other.held(0, "the table"):
@@ -137,7 +146,7 @@ def test_held_names_what_is_locked(path: Path) -> None:
 
 def test_a_lock_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"cannot open lock file a\.lock"):
-        FileLock(tmp_path / "missing" / "a.lock").acquire(0)
+        FileLock(tmp_path / "missing" / "a.lock").acquire(0, ME)
 
 
 def test_nobody_starves(path: Path) -> None:
@@ -148,10 +157,10 @@ def test_nobody_starves(path: Path) -> None:
     def work(i: int) -> None:
         lock = FileLock(path)
         while time.monotonic() < stop:
-            assert lock.acquire(10)
+            assert lock.acquire(10, ME)
             turns[i] += 1
             time.sleep(0.001)
-            lock.release()
+            lock.withdraw(ME)
         lock.close()
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
@@ -161,6 +170,65 @@ def test_nobody_starves(path: Path) -> None:
         one.join()
     assert min(turns) > 0
     assert min(turns) * 20 > max(turns), turns
+
+
+def test_a_thread_that_takes_the_lock_again_and_again_lets_others_in(path: Path) -> None:
+    lock, stop = FileLock(path), threading.Event()
+
+    def hog() -> None:
+        me = object()
+        while not stop.is_set():
+            assert lock.acquire(10, me)
+            lock.withdraw(me)
+
+    thread = threading.Thread(target=hog)
+    thread.start()
+    try:
+        for _ in range(20):
+            started = time.monotonic()
+            assert lock.acquire(10, ME)
+            assert time.monotonic() - started < 1
+            lock.withdraw(ME)
+    finally:
+        stop.set()
+        thread.join()
+    lock.close()
+
+
+def test_turns_are_taken_in_order(path: Path) -> None:
+    lock, order = FileLock(path), []
+    assert lock.acquire(0, ME)
+
+    def work(i: int) -> None:
+        assert lock.acquire(10, i)
+        order.append(i)
+        lock.withdraw(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(5)]
+    for i, one in enumerate(threads):
+        one.start()
+        while len(lock._turns) <= i:
+            time.sleep(0.001)
+    assert not lock.acquire(0, "impatient")
+    assert not lock.acquire(0.01, "impatient")
+    lock.withdraw(ME)
+    for one in threads:
+        one.join()
+    assert order == list(range(5))
+    lock.close()
+
+
+def test_withdrawing_what_one_does_not_have_changes_nothing(path: Path) -> None:
+    lock, other = FileLock(path), FileLock(path)
+    assert lock.acquire(0, ME)
+    lock.withdraw("somebody else")
+    assert lock.owned_by(ME)
+    assert not other.acquire(0, ME)
+    lock.withdraw(ME)
+    lock.withdraw(ME)
+    assert other.acquire(1, ME)
+    other.close()
+    lock.close()
 
 
 # --- pins -------------------------------------------------------------------------------------------------------------

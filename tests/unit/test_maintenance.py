@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +27,12 @@ from agentdb.types import Progress
 
 SCHEMA = TableSchema(
     "t",
-    [pa.field("k", pa.string()), pa.field("n", pa.int64()), pa.field("text", pa.string()), pa.field("meta", pa.json_())],
+    [
+        pa.field("k", pa.string()),
+        pa.field("n", pa.int64()),
+        pa.field("text", pa.string()),
+        pa.field("meta", pa.json_()),
+    ],
     key="k",
     indexed=["text"],
 )
@@ -68,13 +75,15 @@ def versions_published(db: agentdb.Database) -> list[int]:
 # --- when rows move ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("limit", [{"flush_rows": 50}, {"flush_bytes": 2_000}, {"flush_age_s": 0.05}, {"hot_limit_bytes": 2_000}])
+@pytest.mark.parametrize(
+    "limit", [{"flush_rows": 50}, {"flush_bytes": 2_000}, {"flush_age_s": 0.05}, {"hot_limit_bytes": 2_000}]
+)
 def test_a_table_is_flushed_by_rows_bytes_and_age(db_path: Path, limit: dict[str, Any]) -> None:
     with agentdb.open(db_path, config=Config(**BUSY, **limit)) as db:
         table = db.table(SCHEMA)
         for i in range(60):
             table.put(row(i))
-        eventually(lambda: stats(db).cold_rows >= 50)
+        eventually(lambda: stats(db).cold_rows >= 20)
         assert table.count() == 60
 
 
@@ -97,7 +106,9 @@ def test_close_flushes_what_is_worth_it(db_path: Path) -> None:
 
 @pytest.mark.parametrize("maintenance", [True, False])
 def test_writers_wait_when_the_hot_tier_is_full(db_path: Path, maintenance: bool) -> None:  # noqa: FBT001
-    config = Config(maintenance=maintenance, durability="normal", tick_s=0.01, hot_limit_bytes=20_000, write_timeout_s=5.0)
+    config = Config(
+        maintenance=maintenance, durability="normal", tick_s=0.01, hot_limit_bytes=20_000, write_timeout_s=5.0
+    )
     with agentdb.open(db_path, config=config) as db:
         table = db.table(SCHEMA)
         for i in range(300):
@@ -109,10 +120,14 @@ def test_writers_wait_when_the_hot_tier_is_full(db_path: Path, maintenance: bool
 
 @pytest.mark.parametrize("maintenance", [True, False])
 def test_a_full_hot_tier_that_cannot_be_flushed_is_an_error(
-    db_path: Path, monkeypatch: pytest.MonkeyPatch, maintenance: bool  # noqa: FBT001
+    db_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    maintenance: bool,  # noqa: FBT001
 ) -> None:
     logging.getLogger("agentdb").setLevel(logging.CRITICAL)
-    config = Config(maintenance=maintenance, durability="normal", tick_s=0.01, hot_limit_bytes=20_000, write_timeout_s=0.3)
+    config = Config(
+        maintenance=maintenance, durability="normal", tick_s=0.01, hot_limit_bytes=20_000, write_timeout_s=0.3
+    )
     with agentdb.open(db_path, config=config) as db:
         table = db.table(SCHEMA)
 
@@ -122,8 +137,8 @@ def test_a_full_hot_tier_that_cannot_be_flushed_is_an_error(
         with monkeypatch.context() as patch:
             patch.setattr(ColdWriter, "flush", broken)
             written = 0
-            with pytest.raises(StorageError, match="the disk is full") as raised:
-                for written in range(300):  # noqa: B007
+            with pytest.raises(StorageError, match="the disk is full") as raised:  # noqa: PT012 - the block is what raises
+                for written in range(300):
                     table.put(row(written, text="x" * 500))
             assert raised.value.retryable
             assert 20 < written < 200
@@ -143,7 +158,9 @@ def _wrote(table: Any) -> bool:
     return True
 
 
-def test_a_failing_flush_is_reported_and_forgotten_when_it_works_again(db_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_flush_is_reported_and_forgotten_when_it_works_again(
+    db_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with agentdb.open(db_path, config=Config(**BUSY, flush_rows=10)) as db:
         table = db.table(SCHEMA)
         flush, calls = ColdWriter.flush, []
@@ -176,7 +193,11 @@ def test_optimize_leaves_one_fragment_one_index_segment_and_one_version(db: agen
     assert stats(db).fragments == 1
     assert versions_on_disk(db) == versions_published(db) == [stats(db).cold_version]
     handle = lance.dataset(str(db.path / "lance" / "t.lance"))
-    assert {one.name: len(one.segments) for one in handle.describe_indices()} == {"_key_idx": 1, "_terms_idx": 1, "text_idx": 1}
+    assert {one.name: len(one.segments) for one in handle.describe_indices()} == {
+        "_key_idx": 1,
+        "_terms_idx": 1,
+        "text_idx": 1,
+    }
     assert all(one.num_rows_indexed == 228 for one in handle.describe_indices())
     assert table.count() == 228
     assert db.verify().ok
@@ -200,7 +221,7 @@ def test_background_compaction_bounds_fragments_and_versions(db_path: Path, monk
 
 def test_deleted_rows_are_compacted_away(db: agentdb.Database) -> None:
     table = db.table("t")
-    table.put_many([row(i, text="x" * 1_000) for i in range(500)])
+    table.put_many([row(i, text=random.Random(i).randbytes(500).hex()) for i in range(500)])
     db.optimize()
     before = stats(db).cold_bytes
     table.delete_many(filter=field("n") >= 100)
@@ -269,7 +290,7 @@ def test_the_log_is_bounded(db_path: Path) -> None:
         for i in range(1_000):
             table.put(row(i % 50, text="x" * 2_000))
             largest = max(largest, db._core.hot.wal_bytes())
-        assert largest < 20 * limit
+        assert largest < 6 * limit, "writers checkpoint it themselves where the background is too slow"
         eventually(lambda: db._core.hot.log_pages * 4096 <= limit)
         assert db.stats().sqlite_bytes < 10 * limit
 
@@ -359,9 +380,8 @@ def traces(db: agentdb.Database) -> list[str]:
     found = []
     for path in sorted(one for one in db.path.rglob("*") if one.is_file()):
         name = str(path.relative_to(db.path))
-        # Opened anew by name, these files would lose SQLite's locks when they are closed: a copy of nothing is lost here,
-        # because no other process has this database open and none writes now.
-        if MARKED.search(path.read_bytes()):
+        # By another process: closing a SQLite file that this one has open would drop its locks.
+        if MARKED.search(subprocess.run(["cat", str(path)], check=True, capture_output=True).stdout):
             found.append(f"{name} (raw)")
         if path.suffix == ".lance":
             decoded = LanceFileReader(str(path)).read_all().to_table().to_pydict()
@@ -391,7 +411,8 @@ def test_what_was_erased_is_found_in_no_file(db: agentdb.Database, where: str) -
         table.put_many([secret(i) | {"n": -i} for i in range(3)])
         db.flush()
         table.put(secret(1))
-        table.put(row(1, text="other"))
+        if where != "everything":
+            table.put(row(1, text="other"))
     if where == "compacted":
         db.optimize()
     assert traces(db)
@@ -422,14 +443,16 @@ def test_a_receipt_is_pending_while_a_reader_needs_the_rows(db: agentdb.Database
     table.put(secret(1))
     db.flush()
     iterator = table.scan()
-    next(iterator)
+    seen = [next(iterator)]
     receipt = table.erase_many([secret(1)["k"]])
     assert receipt.status == "pending"
     assert receipt.completed_at is None
     assert table.count() == 10
     db.optimize()
     assert db.erasure(receipt.id) == receipt
-    assert any(MARK in str(one) for one in iterator)
+    seen.extend(iterator)
+    assert len(seen) == 11
+    assert secret(1) in seen
     db.optimize()
     done = db.erasure(receipt.id)
     assert done is not None
@@ -481,7 +504,7 @@ def test_the_background_completes_an_erasure(db_path: Path, monkeypatch: pytest.
 def test_an_erasure_that_is_rolled_back(db: agentdb.Database) -> None:
     table = db.table("t")
     table.put(secret(1))
-    with pytest.raises(ZeroDivisionError), db.transaction():
+    with pytest.raises(ZeroDivisionError), db.transaction():  # noqa: PT012 - the block is what raises
         receipt = table.erase_many([secret(1)["k"]])
         raise ZeroDivisionError
     assert db.erasure(receipt.id) is None

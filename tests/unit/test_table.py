@@ -33,8 +33,15 @@ DOCS = TableSchema(
     key="id",
     indexed=["n"],
 )
-PAIRS = TableSchema("pairs", [pa.field("a", pa.string()), pa.field("b", pa.int64()), pa.field("v", pa.string())], key=["a", "b"])
-HEADS = TableSchema("heads", [pa.field("id", pa.string()), pa.field("n", pa.int64()), pa.field("m", pa.json_())], key="id", hot_only=True)
+PAIRS = TableSchema(
+    "pairs", [pa.field("a", pa.string()), pa.field("b", pa.int64()), pa.field("v", pa.string())], key=["a", "b"]
+)
+HEADS = TableSchema(
+    "heads",
+    [pa.field("id", pa.string()), pa.field("n", pa.int64()), pa.field("m", pa.json_())],
+    key="id",
+    hot_only=True,
+)
 CONFIG = Config(maintenance=False, durability="normal", bulk_rows=100, bulk_bytes=1)
 MOMENT = datetime(2024, 1, 1, tzinfo=UTC)
 
@@ -82,7 +89,15 @@ def test_put_get_replace_delete(docs: Any, settle: Any) -> None:
     assert row["vec"].dtype == np.float32
     docs.put({"id": "d001"})
     settle()
-    assert docs.get("d001") == {"id": "d001", "n": None, "at": None, "meta": None, "vec": None, "raw": None, "tags": None}
+    assert docs.get("d001") == {
+        "id": "d001",
+        "n": None,
+        "at": None,
+        "meta": None,
+        "vec": None,
+        "raw": None,
+        "tags": None,
+    }
     assert docs.delete("d001") is True
     assert docs.delete("d001") is False
     assert docs.get("d001") is None
@@ -137,7 +152,14 @@ def test_a_bad_row_writes_nothing(docs: Any, settle: Any) -> None:
         yield bad
 
     for n in (3, 300):
-        for bad in ({"id": None}, {"id": 5}, doc(1, vec=[1.0]), doc(1, vec=[math.nan] * 3), doc(1, meta={"a": math.inf}), doc(1, n=2**63)):
+        for bad in (
+            {"id": None},
+            {"id": 5},
+            doc(1, vec=[1.0]),
+            doc(1, vec=[math.nan] * 3),
+            doc(1, meta={"a": math.inf}),
+            doc(1, n=2**63),
+        ):
             with pytest.raises(InvalidInputError):
                 docs.put_many(rows(n, bad))
     with pytest.raises(ZeroDivisionError):
@@ -205,7 +227,24 @@ def test_delete_many(docs: Any, settle: Any) -> None:
 
 
 def test_odd_keys(docs: Any, settle: Any) -> None:
-    keys = ["", "\0", "a\0b", "a\1", "a\2", "a'b", '"', "%", "é", "e\u0301", "\ue000", "\U0001f600", "x" * 4000, "a", "A", " a"]
+    keys = [
+        "",
+        "\0",
+        "a\0b",
+        "a\1",
+        "a\2",
+        "a'b",
+        '"',
+        "%",
+        "é",
+        "e\u0301",
+        "\ue000",
+        "\U0001f600",
+        "x" * 4000,
+        "a",
+        "A",
+        " a",
+    ]
     docs.put_many([{"id": key, "n": i} for i, key in enumerate(keys)])
     settle()
     assert [docs.get(key)["n"] for key in keys] == list(range(len(keys)))
@@ -296,7 +335,12 @@ def test_bad_scans(docs: Any, arguments: dict[str, Any], message: str) -> None:
 
 
 def test_a_bad_filter_is_refused_everywhere(docs: Any) -> None:
-    for call in (docs.count, lambda f: docs.delete_many(filter=f), lambda f: docs.erase_many(filter=f), lambda f: docs.search("vec", [1, 0, 0], filter=f)):
+    for call in (
+        docs.count,
+        lambda f: docs.delete_many(filter=f),
+        lambda f: docs.erase_many(filter=f),
+        lambda f: docs.search("vec", [1, 0, 0], filter=f),
+    ):
         with pytest.raises(InvalidInputError, match="'z'"):
             call(field("z") == 1)
         with pytest.raises(InvalidInputError, match="filter"):
@@ -373,7 +417,11 @@ def test_ties_are_broken_by_key(docs: Any, settle: Any) -> None:
 
 
 def test_search_by_a_compound_key(db: agentdb.Database) -> None:
-    schema = TableSchema("vp", [pa.field("a", pa.string()), pa.field("b", pa.int64()), pa.field("v", pa.list_(pa.float16(), 2))], key=["a", "b"])
+    schema = TableSchema(
+        "vp",
+        [pa.field("a", pa.string()), pa.field("b", pa.int64()), pa.field("v", pa.list_(pa.float16(), 2))],
+        key=["a", "b"],
+    )
     table = db.table(schema)
     table.put_many([{"a": "x", "b": i, "v": [1.0, i]} for i in range(5)])
     for _ in range(2):
@@ -428,7 +476,9 @@ def test_a_hot_only_table_never_leaves_sqlite(db: agentdb.Database) -> None:
 
 
 def test_a_hot_only_delete_by_filter_looks_again_under_the_lock(db: agentdb.Database) -> None:
-    plain = db.table(TableSchema("plain", [pa.field("id", pa.string()), pa.field("n", pa.int64())], key="id", hot_only=True))
+    plain = db.table(
+        TableSchema("plain", [pa.field("id", pa.string()), pa.field("n", pa.int64())], key="id", hot_only=True)
+    )
     plain.put_many([{"id": "a", "n": 1}, {"id": "b", "n": 1}, {"id": "c", "n": 1}])
     core = db._core
     transact = core.transact
@@ -472,7 +522,11 @@ def test_a_delete_by_filter_looks_again_under_the_lock(db: agentdb.Database, doc
 def test_add_columns(db: agentdb.Database, docs: Any, settle: Any) -> None:
     docs.put_many([doc(i) for i in range(3)])
     settle()
-    docs.add_columns(pa.schema([pa.field("title", pa.string()), pa.field("more", pa.json_()), pa.field("v2", pa.list_(pa.float32(), 2))]))
+    docs.add_columns(
+        pa.schema(
+            [pa.field("title", pa.string()), pa.field("more", pa.json_()), pa.field("v2", pa.list_(pa.float32(), 2))]
+        )
+    )
     assert docs.get("d001")["title"] is None
     assert docs.count(field("title").is_null()) == 3
     docs.put(doc(3, title="x", more={"a": [1]}, v2=[1, 0]))
@@ -485,7 +539,13 @@ def test_add_columns(db: agentdb.Database, docs: Any, settle: Any) -> None:
     assert docs.get("d100")["title"] == "t100"
     assert [row["title"] for row in docs.scan(order_by=("title", "desc"), limit=1)] == ["t99"]
     assert docs.schema.arrow.names[-3:] == ["title", "more", "v2"]
-    for bad in ([pa.field("title", pa.string())], [pa.field("z", pa.string(), nullable=False)], [pa.field("z", pa.null())], [], "z"):
+    for bad in (
+        [pa.field("title", pa.string())],
+        [pa.field("z", pa.string(), nullable=False)],
+        [pa.field("z", pa.null())],
+        [],
+        "z",
+    ):
         with pytest.raises(InvalidInputError):
             docs.add_columns(bad)
     with db.transaction(), pytest.raises(InvalidInputError, match="inside a transaction"):

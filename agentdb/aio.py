@@ -455,6 +455,8 @@ class AsyncDatabase(_Twin[Database]):
         """
         return _Later(lambda: self._threads.run("read", lambda: self._sync.embedder))
 
+    embedder_for = _reads(Database.embedder_for)
+
     @_documented(Database.table)
     async def table(self, schema: TableSchema | str) -> AsyncTable:  # noqa: D102 - documented
         pool: Pool = "write" if isinstance(schema, TableSchema) else "read"

@@ -461,7 +461,14 @@ class _Parquet:
         if found is not None and not key and not types:
             # Made anew: what a file says is checked like any definition.
             made = TableSchema.from_json(found.decode(errors="replace"))
-            return TableSchema(table, made.arrow, key=made.key, indexed=made.indexed, hot_only=made.hot_only)
+            return TableSchema(
+                table,
+                made.arrow,
+                key=made.key,
+                indexed=made.indexed,
+                hot_only=made.hot_only,
+                embedders=made.embedders,
+            )
         fields = [pa.field(one.name, _storable(one.type), one.nullable) for one in self._file.schema_arrow]
         _require_key(table, key)
         if not types:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from agentdb.config import Config
-from agentdb.embedding import Embedder, is_embedder, load_embedder
+from agentdb.embedding import Embedder, EmbedderIdentity, is_embedder, load_embedder
 from agentdb.errors import InvalidInputError
 from agentdb.states import AgentStates
 from agentdb.storage.backup import restore_backup
@@ -65,6 +65,22 @@ class Database(Engine):
                 self._embedder = load_embedder()
                 self._own_embedder = True
             return self._embedder
+
+    def embedder_for(self, table: str, column: str) -> Embedder:
+        """Return the database's embedder, if it is the one that made the vectors of a column.
+
+        Raises:
+            InvalidInputError: another embedder made them; the message names both. Or the schema names none.
+            NotFoundError: there is no such table.
+            MissingDependencyError: no embedder is installed.
+        """
+        schema = self.table(table).schema
+        vector = schema.column(column)
+        name = schema.embedders.get(column)
+        if name is None:
+            raise InvalidInputError(f"the schema of table {table} names no embedder for column {column}")
+        EmbedderIdentity(name, vector.dimension).require_match(self.embedder)
+        return self.embedder
 
     def close(self) -> None:
         """Close this handle; see `Engine.close`. An embedder that was passed to `open` stays open."""

@@ -38,13 +38,6 @@ _SHORTEST = 120
 _BATCH = 32
 _ACKNOWLEDGED = 2_000
 
-# The vectors' embedder is written down beside them: a row of its own, until collections do this for every vector.
-ABOUT = TableSchema(
-    "about",
-    [pa.field("name", pa.string()), pa.field("embedder", pa.string()), pa.field("dimension", pa.int64())],
-    key="name",
-    hot_only=True,
-)
 LEDGER = TableSchema(
     "ledger",
     [pa.field("run", pa.string()), pa.field("number", pa.int64()), pa.field("note", pa.string())],
@@ -108,8 +101,7 @@ def _ask(db: Database, console: Console) -> None:
 def _reference(db: Database, embedder: Embedder, console: Console) -> Table:
     """Return the table of Python's language reference, made at the first run."""
     if "reference" in db.tables():
-        about = db.table(ABOUT).require("reference")
-        EmbedderIdentity(about["embedder"], about["dimension"]).require_match(embedder)
+        db.embedder_for("reference", "vector")  # refuses any but the one that made the vectors
         reference = db.table("reference")
         console.print(f"Python's language reference is indexed already: {reference.count()} paragraphs.")
         return reference
@@ -133,16 +125,14 @@ def _reference(db: Database, embedder: Embedder, console: Console) -> Table:
             pa.field("vector", pa.list_(pa.float32(), identity.dimension)),
         ],
         key=["topic", "number"],
+        embedders={"vector": identity.name},
     )
-    # Together or not at all: a table whose vectors nobody can name would be useless.
-    with db.transaction():
+    with db.transaction():  # the table and its rows together, or neither
         reference = db.table(schema)
         reference.put_many(
             {"topic": topic, "number": number, "text": text, "vector": vector}
             for (topic, number, text), vector in zip(paragraphs, vectors, strict=True)
         )
-        about_table = db.table(ABOUT)
-        about_table.put({"name": "reference", "embedder": identity.name, "dimension": identity.dimension})
     topics = len({topic for topic, _, _ in paragraphs})
     console.print(
         f"Indexed {len(paragraphs)} paragraphs on {topics} topics as vectors of {identity.dimension} numbers."

@@ -742,7 +742,7 @@ class _Watch:
         self._timeout_s = core.config.transaction_idle_timeout_s
         core.watched = self
         if core.watchdog is None or not core.watchdog.is_alive():
-            core.watchdog = threading.Thread(target=core.expire_idle, name="agentdb-transaction-timeout", daemon=True)
+            core.watchdog = threading.Thread(target=core.expire_idle, name="agentdb-idle-timeout", daemon=True)
             core.watchdog.start()
 
     def check(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -489,6 +490,8 @@ class TableSchema:
         key: the column or columns that identify a row; string, integer, bool, timestamp, date or binary, never null.
         indexed: scalar columns that filters can look up without a scan.
         hot_only: rows stay in SQLite for good; for small, often changed tables.
+        embedders: vector column -> name of the embedder that makes its vectors. It is stored with the table, and
+            ``db.embedder_for`` refuses any other.
 
     Raises:
         InvalidInputError: a name, type, key or index cannot be accepted.
@@ -502,6 +505,7 @@ class TableSchema:
         key: str | Sequence[str],
         indexed: str | Sequence[str] = (),
         hot_only: bool = False,
+        embedders: Mapping[str, str] | None = None,
     ) -> None:
         if not isinstance(name, str) or not _NAME.match(name):
             raise InvalidInputError(
@@ -516,9 +520,18 @@ class TableSchema:
                     f"column name {field.name!r} must be 1 to 63 letters, digits and '_', beginning with a letter"
                 )
             columns.append(Column(field.name, _type_name(field.type, f"column {field.name}"), field.nullable))
-        self._set(name, columns, _names(key), _names(indexed), hot_only=hot_only)
+        self._set(name, columns, _names(key), _names(indexed), hot_only=hot_only, embedders=embedders or {})
 
-    def _set(self, name: str, columns: list[Column], key: list[str], indexed: list[str], *, hot_only: bool) -> None:
+    def _set(
+        self,
+        name: str,
+        columns: list[Column],
+        key: list[str],
+        indexed: list[str],
+        *,
+        hot_only: bool,
+        embedders: Mapping[str, str],
+    ) -> None:
         self.name = name
         by_name = {column.name: column for column in columns}
         lowered = {column.name.lower() for column in columns}
@@ -543,10 +556,16 @@ class TableSchema:
                     f"table {name}: indexed column {one} cannot be of type {by_name[one].type_name} "
                     "(JSON is always indexed)"
                 )
+        for one, embedder in dict(embedders).items():
+            if one not in by_name or by_name[one].kind != "vector":
+                raise InvalidInputError(f"table {name}: embedders names no vector column {one!r}")
+            if not isinstance(embedder, str) or not embedder:
+                raise InvalidInputError(f"table {name}: embedders must give column {one} the name of an embedder")
         self.columns: tuple[Column, ...] = tuple(by_name[column.name] for column in columns)
         self.key: tuple[str, ...] = tuple(key)
         self.indexed: tuple[str, ...] = tuple(indexed)
         self.hot_only = hot_only
+        self.embedders: Mapping[str, str] = MappingProxyType(dict(embedders))
 
     def column(self, name: str) -> Column:
         """Return a column.
@@ -800,7 +819,14 @@ class TableSchema:
 
     def _with(self, columns: list[Column]) -> TableSchema:
         made = TableSchema.__new__(TableSchema)
-        made._set(self.name, columns, list(self.key), list(self.indexed), hot_only=self.hot_only)
+        made._set(
+            self.name,
+            columns,
+            list(self.key),
+            list(self.indexed),
+            hot_only=self.hot_only,
+            embedders=self.embedders,
+        )
         return made
 
     def to_json(self) -> str:
@@ -812,6 +838,7 @@ class TableSchema:
                 "key": self.key,
                 "indexed": self.indexed,
                 "hot_only": self.hot_only,
+                "embedders": dict(sorted(self.embedders.items())),
             }
         )
 
@@ -828,7 +855,14 @@ class TableSchema:
             columns = [Column(name, type_name, nullable) for name, type_name, nullable in data["columns"]]
             for column in columns:
                 column.type  # noqa: B018 - raises if the name of the type is unknown
-            made._set(data["name"], columns, data["key"], data["indexed"], hot_only=data["hot_only"])
+            made._set(
+                data["name"],
+                columns,
+                data["key"],
+                data["indexed"],
+                hot_only=data["hot_only"],
+                embedders=data["embedders"],
+            )
         except (ValueError, KeyError, TypeError, InvalidInputError) as error:
             raise FormatError("the catalogue holds a table definition that cannot be read") from error
         return made

@@ -38,8 +38,7 @@ def test_everything_it_shows_is_real(db_path: Path, monkeypatch: pytest.MonkeyPa
     ):
         assert said in told
     with agentdb.open(db_path) as db:
-        about = db.table("about").require("reference")
-        assert about["embedder"] == agentdb.load_embedder("hashing", dimension=64).name
+        assert db.table("reference").schema.embedders == {"vector": agentdb.load_embedder("hashing", dimension=64).name}
         assert db.table("reference").count() > 800
         assert db.table("ledger").count() >= 200
         assert len(db.states.history("librarian", "reading-python", "task")) == 3

@@ -690,3 +690,25 @@ def test_two_processes_see_each_others_writes_at_once(db: agentdb.Database) -> N
         child.stdin.close()
         assert child.wait(20) == 0
     assert db.verify().ok
+
+
+def test_a_column_knows_the_embedder_of_its_vectors(db_path):
+    small, large = agentdb.load_embedder("hashing", dimension=32), agentdb.load_embedder("hashing", dimension=64)
+    schema = TableSchema(
+        "texts",
+        [pa.field("id", pa.string()), pa.field("vector", pa.list_(pa.float32(), 32))],
+        key="id",
+        embedders={"vector": small.name},
+    )
+    with agentdb.open(db_path, embedder=small) as db:
+        db.table(schema)
+        assert db.embedder_for("texts", "vector") is small
+        with pytest.raises(InvalidInputError, match="names no embedder"):
+            db.embedder_for("texts", "id")
+    with agentdb.open(db_path, embedder=large) as db:
+        assert db.table("texts").schema == schema
+        with pytest.raises(InvalidInputError, match="made"):
+            db.embedder_for("texts", "vector")
+    for embedders in ({"id": "x"}, {"nothing": "x"}, {"vector": ""}, {"vector": 3}):
+        with pytest.raises(InvalidInputError, match="embedders"):
+            TableSchema("t", schema.arrow, key="id", embedders=embedders)

@@ -22,7 +22,7 @@ from typing import Protocol
 
 from agentdb.errors import StorageError, UnavailableError
 
-__all__ = ["FileLock", "Pins", "close_after_fork", "fork_generation", "refuse_network_file_system"]
+__all__ = ["FileLock", "LockedError", "Pins", "close_after_fork", "fork_generation", "refuse_network_file_system"]
 
 
 class _Holder(Protocol):
@@ -52,6 +52,10 @@ def _after_fork_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class LockedError(StorageError):
+    """A lock was not free in time; always retryable."""
 
 
 class FileLock:
@@ -167,12 +171,12 @@ class FileLock:
         """Hold the lock for a block.
 
         Raises:
-            StorageError: it could not be had in time; retryable.
+            LockedError: it could not be had in time.
         """
         owner = object()
         try:
             if not self.acquire(timeout_s, owner):
-                raise StorageError(f"{what} is locked by another writer; waited {timeout_s:g} s", retryable=True)
+                raise LockedError(f"{what} is locked by another writer; waited {timeout_s:g} s", retryable=True)
             yield
             self.withdraw(owner)
         except BaseException:

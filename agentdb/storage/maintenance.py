@@ -15,6 +15,7 @@ from agentdb.errors import AgentDBError, NotFoundError, StorageError
 from agentdb.storage.core import Core
 from agentdb.storage.flush import ColdWriter
 from agentdb.storage.hot import PAGE_BYTES, TableEntry, microseconds, storage_errors
+from agentdb.storage.locks import LockedError
 from agentdb.types import OnProgress, Progress
 
 __all__ = ["Maintenance", "MaintenanceJob"]
@@ -172,11 +173,9 @@ class Maintenance:
     def _flush_table(self, entry: TableEntry) -> None:
         try:
             self._writer.flush(entry.id, entry.name, timeout_s=0.0)
-        except NotFoundError:
-            return  # dropped meanwhile
+        except (NotFoundError, LockedError):
+            return  # dropped meanwhile, or somebody else is at it
         except AgentDBError as error:
-            if isinstance(error, StorageError) and error.retryable and "locked by another writer" in str(error):
-                return
             wait = min(max(self._retry_at.get(entry.id, (0.0, 0.0))[1] * 2, 0.5), _MAX_BACKOFF_S)
             self._retry_at[entry.id] = (time.monotonic() + wait, wait)
             self.failed(f"flush of table {entry.name}", error)
@@ -194,11 +193,10 @@ class Maintenance:
             try:
                 self._writer.compact(entry.id, entry.name)
                 self._writer.clean(entry.id, entry.name)
-            except NotFoundError:
+            except (NotFoundError, LockedError):
                 continue
             except AgentDBError as error:
-                if not (isinstance(error, StorageError) and error.retryable):
-                    self.failed(f"compaction of table {entry.name}", error)
+                self.failed(f"compaction of table {entry.name}", error)
         self._writer.remove_dropped()
         self._vacuum(_VACUUM_PAGES, only_above=_MANY_FREE_PAGES)
 

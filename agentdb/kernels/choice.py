@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal
@@ -21,12 +21,15 @@ Backend = Literal["torch", "triton"]
 OPERATIONS: dict[str, tuple[Backend, ...]] = {
     # In the order of preference; what comes later is the fallback.
     "exact_scores": ("triton", "torch"),
+    "finish": ("triton", "torch"),
     "group_max": ("triton", "torch"),
     "maxsim": ("triton", "torch"),
     "mmr": ("triton", "torch"),
     "near_pairs": ("triton", "torch"),
+    "prepare_queries": ("triton", "torch"),
     "rescore_groups": ("triton", "torch"),
     "segment_scores": ("triton", "torch"),
+    "top": ("triton", "torch"),
 }
 """Every operation that has more than one implementation."""
 
@@ -53,7 +56,7 @@ def require_torch() -> Any:
         raise MissingDependencyError(f"torch cannot be imported: install 'agentdb-lance[local]' ({error})") from error
 
 
-@lru_cache(maxsize=1)
+@cache
 def _triton() -> tuple[ModuleType | None, str]:
     try:
         module = import_module("agentdb.kernels.triton_ops")

@@ -30,8 +30,8 @@ demo: $(STAMP) ## set up, then run the guided demonstration
 test: checks ## set up, then check format, lint, types and imports, and run the test suite
 	$(PY) -m pytest --hypothesis-profile=ci $(TEST_ARGS)
 
-test-long: checks ## the same with the long set: takes hours
-	$(PY) -m pytest --hypothesis-profile=long -m "slow or not slow" -o timeout=0 $(TEST_ARGS)
+test-long: checks ## the same with the long set: an hour and more
+	$(PY) -m pytest --hypothesis-profile=long -m "slow or not slow" -o timeout=0 -o faulthandler_timeout=0 $(TEST_ARGS)
 
 checks: $(STAMP)
 	$(BIN)/ruff format --check $(wildcard $(CHECKED))

@@ -238,11 +238,13 @@ class ColdWriter:
             fragments = revision.fragments()
             worth = [one for one, rows, deleted in fragments if rows < _SMALL_ROWS or deleted > rows * _DELETED_SHARE]
             dirty = any(deleted > rows * _DELETED_SHARE for _, rows, deleted in fragments)
-            # Lance merges only fragments that the same index segments cover, so the segments are merged one step before.
+            # Lance merges only fragments that the same index segments cover, so the segments are merged before, in a step of
+            # their own where the table is large.
             merges = revision.index_segments() > (1 if len(worth) > limit or everything else _MAX_SEGMENTS)
             if merges:
                 revision.merge_indices()
-            if (len(worth) > limit or (dirty and worth)) and (everything or not merges):
+            at_once = everything or not merges or revision.rows < _SMALL_ROWS
+            if (len(worth) > limit or (dirty and worth)) and at_once:
                 revision.compact(
                     skip=sorted({one for one, _, _ in fragments} - set(worth)),
                     max_rows=None,

@@ -156,16 +156,18 @@ def read(path: str, ledger: str, name: str, seed: int) -> None:
 
 def child(role: str, path: str, ledger: str, name: str, seed: int, errors: str) -> None:
     run: Callable[[str, str, str, int], None] = {"write": write, "maintain": maintain, "read": read}[role]
-    for _ in range(1000):
+    while True:
         try:
             run(path, ledger, name, seed)
         except StorageError as error:
-            if not error.retryable or role == "write":
-                break
+            if error.retryable and role != "write":
+                continue
+            what = traceback.format_exc()
         except BaseException:
-            break
+            what = traceback.format_exc()
+        break
     with Path(errors).open("a") as out:
-        out.write(f"--- {name}\n{traceback.format_exc()}\n")
+        out.write(f"--- {name}\n{what}\n")
 
 
 def start(role: str, path: str, ledgers: str, name: str, seed: int, errors: str) -> int:

@@ -463,18 +463,20 @@ class HotStore:
             FormatError: it is neither, or a newer one.
         """
         with storage_errors():
-            self._check_format(self.connect())
+            try:
+                self._check_format(self.connect())
+            except apsw.NotADBError:
+                raise FormatError(f"{self.path.name} is not a SQLite database") from None
 
     def _check_format(self, connection: apsw.Connection) -> None:
         try:
             application, version = _identity(connection)
-            tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]  # type: ignore[index]
-        except apsw.NotADBError:
-            raise FormatError(f"{self.path.name} is not a SQLite database") from None
+            # Only the header is read of a database of ours: a probe takes no locks, and other pages may just be written.
+            empty = application == 0 and connection.execute("SELECT count(*) FROM sqlite_schema").fetchone() == (0,)
         finally:
             connection.close()
         if application != APPLICATION_ID:
-            if application == 0 and tables == 0:
+            if empty:
                 raise UnfinishedError(
                     "the database was never completely created; open it for writing, with create=True"
                 )
@@ -493,14 +495,14 @@ class HotStore:
             UnfinishedError: its creation was interrupted, or is under way.
         """
         probe = cls(path, durability="full", read_only=True)
-        log = probe.path.with_name(probe.path.name + "-wal")
-        logged = log.exists() and log.stat().st_size > 0
         try:
             probe._check_format(probe._connect("immutable"))
         except apsw.Error as error:
-            # With a log the file alone need not be whole.
-            if not logged:
-                raise _translated(error) from error
+            if probe.path.with_name(probe.path.name + "-wal").exists():
+                return  # With a log the file alone need not be whole: opening both, under locks, tells.
+            if isinstance(error, apsw.NotADBError):
+                raise FormatError(f"{probe.path.name} is not a SQLite database") from None
+            raise _translated(error) from error
 
     def create(self, database_id: str, now: int) -> None:
         """Create the catalogue in an empty file; does nothing where it exists. The caller holds the write lock."""

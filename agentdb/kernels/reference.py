@@ -7,6 +7,7 @@ Rankings go by score, highest first, and among equal scores by position, lowest 
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -146,8 +147,15 @@ def segmented_topk(
     """Return for each query the K best live rows among those of its own owner, as `topk` does.
 
     Args:
+        queries: `[Q, D]`, finite.
         query_owners: `[Q]` integers; an owner without rows finds nothing.
+        corpus: `[N, D]`, finite.
         owners: `[N]` integers, the owner of every row.
+        k: at least 1.
+        metric: what similarity means.
+        alpha: `[N]` factors, 1 if None.
+        beta: `[N]` summands, 0 if None.
+        live: `[N]` bool, all True if None.
     """
     alive = np.ones(len(corpus), bool) if live is None else live
     parts = [
@@ -183,7 +191,7 @@ def maxsim(
     """
     weights = np.ones(queries.shape[:2]) if query_weights is None else query_weights.astype(np.float64)
     result = np.full((len(queries), len(offsets) - 1), -np.inf)
-    for document, (begin, end) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for document, (begin, end) in enumerate(pairwise(offsets)):
         if begin < end:
             products = queries.astype(np.float64) @ tokens[begin:end].astype(np.float64).T
             result[:, document] = (products.max(axis=2) * weights).sum(axis=1)
@@ -199,6 +207,7 @@ def mmr(candidates: np.ndarray[Any, Any], relevance: np.ndarray[Any, Any], k: in
     Args:
         candidates: `[C, D]`.
         relevance: `[C]`.
+        k: results.
         weight: 0 (difference only) to 1 (relevance only).
 
     Returns:

@@ -1,0 +1,1203 @@
+"""``DeviceIndex``: vectors kept on a device and searched exactly, as one set or in one segment per owner."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from agentdb.errors import InvalidInputError, UnavailableError
+from agentdb.kernels.choice import Backend, Choice, choose, explain, require_torch, triton_ops
+from agentdb.kernels.view import METRICS, PAGE, View
+from agentdb.types import Metric
+
+__all__ = ["DeviceIndex", "Neighbours", "SearchCounts"]
+
+_SLAB_ROWS = 1 << 18
+_FIRST_ROWS = 1 << 12
+_SCORE_BYTES = 1 << 29
+_DIRECT_ROWS = 4096
+_WIDEST_ROWS = 1 << 18
+_LARGEST = 1e15
+_MAX_K = 1000
+_COMPACT_ABOVE = 0.25
+_UPLOAD_ROWS = 1 << 17
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchCounts:
+    """How many queries needed what.
+
+    Attributes:
+        queries: all.
+        widened: those whose first candidates could not be proved complete, so that more were scored.
+        scanned: those for which every row was scored in float64.
+    """
+
+    queries: int = 0
+    widened: int = 0
+    scanned: int = 0
+
+    def __add__(self, other: SearchCounts) -> SearchCounts:
+        return SearchCounts(
+            self.queries + other.queries, self.widened + other.widened, self.scanned + other.scanned
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """The exact K best rows of each query, best first, ties by lower id.
+
+    Attributes:
+        ids: `[Q, K]` int64, -1 where there was no further row.
+        scores: `[Q, K]` float32 (computed in float64), -inf there.
+        counts: how the result was proved complete.
+    """
+
+    ids: Ids
+    scores: npt.NDArray[np.float32]
+    counts: SearchCounts
+
+
+@dataclass(slots=True)
+class _Slab:
+    """Tensors of up to ``slab_rows`` rows; a row, once visible, is never overwritten."""
+
+    high: Any
+    low: Any
+    alpha: Any
+    beta: Any
+    weight: Any
+    bias: Any
+    bits: Any
+    ids: Any
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _State:
+    """What readers see; replaced as a whole by every write."""
+
+    view: View | None
+    page_owners: npt.NDArray[np.int64]
+    live: npt.NDArray[np.bool_]
+    n_live: int
+    attributes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def segments(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], Any]:
+        """The owners in order, the first slot of each (and the end), and the page numbers on the device."""
+        torch = require_torch()
+        order = np.argsort(self.page_owners, kind="stable").astype(np.int64)
+        owners, first = np.unique(self.page_owners[order], return_index=True)
+        assert self.view is not None
+        pages = torch.from_numpy(order).to(self.view.table.device)
+        return owners, np.append(first, len(order)).astype(np.int64), order, pages
+
+
+class DeviceIndex:
+    """Exact nearest neighbours on a torch device; every answer is proved complete, or completed until it is.
+
+    Rows are float32 of up to 1e15 in size and kept bit for bit, as two 16-bit planes: a search reads the rounded plane,
+    keeps some candidates, scores them in float64 and accepts them only if no row outside can reach the K-th score, by
+    a bound on the rounding. Otherwise it widens; `counts` tells how often.
+
+    Searches may run in any number of threads while one writes: each sees the rows as they were when it began.
+
+    Args:
+        dimension: D, at least 1.
+        metric: ``"cosine"``, ``"dot"``, or ``"l2"`` (scores are negative squared distances).
+        device: a torch device.
+        attributes: names of int64 columns kept beside the rows, for `where` in a search.
+        budget_bytes: of device memory for rows; when a write would pass it, the owners that were searched or written
+            longest ago are removed. None: no limit.
+        slab_rows: rows of an allocation, a multiple of 128.
+        prefer: "torch" leaves Triton aside.
+
+    Raises:
+        MissingDependencyError: torch is not installed.
+        InvalidInputError: an argument cannot be accepted.
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        *,
+        metric: Metric = "cosine",
+        device: Any = "cpu",
+        attributes: Sequence[str] = (),
+        budget_bytes: int | None = None,
+        slab_rows: int = _SLAB_ROWS,
+        prefer: Backend | None = None,
+    ) -> None:
+        if dimension < 1:
+            raise InvalidInputError(f"dimension must be at least 1, not {dimension}")
+        if metric not in METRICS:
+            raise InvalidInputError(f"metric must be 'cosine', 'l2' or 'dot', not {metric!r}")
+        if slab_rows < 128 or slab_rows % 128:
+            raise InvalidInputError(f"slab_rows must be a multiple of 128, not {slab_rows}")
+        self._torch = require_torch()
+        self.dimension = dimension
+        self.metric = metric
+        self.device = self._torch.device(device)
+        self._prefer = prefer
+        self._modules: dict[str, Any] = {}
+        self._slab_rows = slab_rows
+        # The matrix unit takes 16 numbers at a time, and blocks of 64 where the row is long enough to pay for them.
+        unit = 64 if dimension > 48 else 16
+        self._width = -(-dimension // unit) * unit
+        self._attribute_names = tuple(attributes)
+        self._budget_bytes = budget_bytes
+        self._lock = threading.RLock()
+        self._counts = SearchCounts()
+        self._counts_lock = threading.Lock()
+        self._clock = itertools.count()
+        self._used: dict[int, int] = {}
+        self._is_weighted = False
+        self._copy_stream = self._torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._reset()
+
+    def __len__(self) -> int:
+        return self._state.n_live
+
+    @property
+    def counts(self) -> SearchCounts:
+        """What all searches so far needed."""
+        return self._counts
+
+    @property
+    def bytes(self) -> int:
+        """Device memory that the rows take, unused places included."""
+        return sum(
+            one.numel() * one.element_size()
+            for slab in self._slabs
+            for one in (slab.high, slab.low, slab.alpha, slab.beta, slab.weight, slab.bias, slab.bits, slab.ids)
+            if one is not None
+        )
+
+    def explain(self) -> dict[str, Choice]:
+        """Return which implementation of every operation runs here, and why."""
+        return explain(self.device, prefer=self._prefer)
+
+    def put(
+        self,
+        ids: Any,
+        vectors: Any,
+        *,
+        owners: Any = 0,
+        alpha: Any = None,
+        beta: Any = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Store rows, replacing those of the same id, and return how many; visible as a whole to later searches.
+
+        Args:
+            ids: `[N]` integers of at least 0, each once: numpy or Arrow.
+            vectors: `[N, D]` finite: numpy, an Arrow fixed-size list array, or a torch tensor (also of this device).
+            owners: one integer, or `[N]`.
+            alpha: one factor or `[N]`; a row's score is ``alpha * similarity + beta``.
+            beta: one summand or `[N]`.
+            attributes: `[N]` integers for every name given to the constructor.
+
+        Raises:
+            InvalidInputError: shapes differ, an id repeats, or a value is not finite or too large. Nothing is stored.
+            UnavailableError: the rows alone are larger than the budget. Nothing is stored.
+        """
+        new_ids = _integers(ids, "ids")
+        count = len(new_ids)
+        if count and (new_ids.min() < 0 or len(np.unique(new_ids)) != count):
+            raise InvalidInputError("ids must be at least 0 and differ from each other")
+        rows = self._check_rows(vectors, count)
+        new_owners = np.broadcast_to(_integers(owners, "owners"), (count,)).astype(np.int64)
+        columns = self._check_attributes(attributes, count)
+        factors = None if alpha is None else _numbers(alpha, count, "alpha")
+        summands = None if beta is None else _numbers(beta, count, "beta")
+        if not count:
+            return 0
+        with self._lock:
+            self._make_room(new_owners)
+            if factors is not None or summands is not None:
+                self._become_weighted()
+            dead = self._lookup(new_ids)
+            self._live[dead[dead >= 0]] = False
+            addresses = self._place(new_owners)
+            self._write(addresses, rows, new_ids, factors, summands, columns)
+            order = np.argsort(new_ids, kind="stable")
+            self._runs.append((new_ids[order], addresses[order]))
+            if len(self._runs) > 8:
+                self._merge_runs()
+            self._touch(np.unique(new_owners))
+            self._publish(np.concatenate([addresses, dead[dead >= 0]]))
+            self._compact_if_due()
+        return count
+
+    def delete(self, ids: Any) -> int:
+        """Remove rows by id and return how many there were."""
+        with self._lock:
+            addresses = self._lookup(np.unique(_integers(ids, "ids")))
+            return self._bury(addresses[addresses >= 0])
+
+    def delete_owner(self, owner: int) -> int:
+        """Remove all rows of an owner and return how many there were."""
+        with self._lock:
+            mine = np.repeat(self._page_owners[: self._n_pages] == owner, PAGE)
+            self._tails.pop(owner, None)
+            self._used.pop(owner, None)
+            return self._bury(np.flatnonzero(mine & self._live[: len(mine)]))
+
+    def set_weights(self, ids: Any, *, alpha: Any, beta: Any) -> int:
+        """Give rows new factors and summands and return how many of the ids exist; searches under way keep the old.
+
+        Args:
+            ids: `[N]`, each once.
+            alpha: one factor or `[N]`.
+            beta: one summand or `[N]`.
+        """
+        wanted = _integers(ids, "ids")
+        factors = _numbers(alpha, len(wanted), "alpha")
+        summands = _numbers(beta, len(wanted), "beta")
+        with self._lock:
+            addresses = self._lookup(wanted)
+            at = np.flatnonzero(addresses >= 0)
+            if len(at):
+                self._become_weighted()
+                for slab, inside, mine in self._by_slab(addresses[at]):
+                    one = self._slabs[slab]
+                    for name in ("alpha", "beta", "weight", "bias"):
+                        setattr(one, name, getattr(one, name).clone())
+                    rows = self._ops("gather").join(one.high[inside], one.low[inside])
+                    self._scale(one, inside, rows, one.high[inside], factors[at][mine], summands[at][mine])
+                self._publish(np.empty(0, np.int64))
+        return len(at)
+
+    def get(self, ids: Any) -> npt.NDArray[np.float32]:
+        """Return the stored rows `[N, D]`, bit for bit; NaN for an id that is not there."""
+        with self._lock:
+            addresses = self._lookup(_integers(ids, "ids"))
+            view = self._state.view
+        out = np.full((len(addresses), self.dimension), np.nan, np.float32)
+        known = addresses >= 0
+        if view is not None and known.any():
+            at = self._torch.from_numpy(addresses[known]).to(self.device)
+            out[known] = self._ops("gather").gather(view, at)[:, : self.dimension].cpu().numpy()
+        return out
+
+    def compact(self) -> None:
+        """Give back the memory of removed rows; searches under way keep the old."""
+        with self._lock:
+            old_slabs, old_live = self._slabs, self._live[: self._n_pages * PAGE].copy()
+            page_owners, old_ids = self._page_owners[: self._n_pages].copy(), self._ids
+            addresses = np.flatnonzero(old_live)
+            self._reset(publish=False)
+            ids, owners = old_ids[addresses], np.repeat(page_owners, PAGE)[addresses]
+            for begin in range(0, len(addresses), _UPLOAD_ROWS):
+                part = slice(begin, begin + _UPLOAD_ROWS)
+                self._copy(old_slabs, addresses[part], self._place(owners[part]), ids[part])
+            self._merge_runs()
+            self._publish(np.arange(self._n_pages * PAGE))
+
+    def search(
+        self,
+        queries: Any,
+        k: int,
+        *,
+        among: Any = None,
+        where: Mapping[str, tuple[int, int]] | None = None,
+    ) -> Neighbours:
+        """Return the exact K best rows of all owners for each query, best first, ties by lower id.
+
+        Args:
+            queries: `[Q, D]` finite: numpy or a tensor.
+            k: 1 to 1000.
+            among: ids; only these rows count. None: all.
+            where: for each attribute named, the least and the largest value that counts.
+
+        Raises:
+            InvalidInputError: an argument cannot be accepted.
+        """
+        state = self._state
+        given = self._check_queries(queries, k)
+        view = state.view
+        if view is None or not len(given):
+            return self._nothing(len(given), k)
+        allowed = None
+        if among is not None:
+            with self._lock:
+                allowed = self._lookup(np.unique(_integers(among, "among")))
+            # The lookup may know rows that this state does not, and the other way round.
+            allowed = allowed[(allowed >= 0) & (allowed < view.n_rows)]
+            allowed = allowed[state.live[allowed]]
+        if where or (allowed is not None and len(allowed) > _DIRECT_ROWS):
+            view = self._restrict(state, view, allowed, where or {})
+            allowed = None if not where else allowed
+        q = self._prepare(view, given)
+        if allowed is not None and not where:
+            return self._search_rows(view, q, allowed, k)
+        group = _group_rows(view.n_rows, k, self._width)
+        step = max(1, _SCORE_BYTES // 4 // max(view.n_groups(group), (k + _spare(k)) * group))
+        parts = [
+            self._search_part(view, q.part(begin, begin + step) if step < len(given) else q, k, group)
+            for begin in range(0, len(given), step)
+        ]
+        return self._result(parts)
+
+    def search_segments(self, queries: Any, owners: Any, k: int) -> Neighbours:
+        """Return for each query the exact K best rows of its own owner, best first, ties by lower id.
+
+        Args:
+            queries: `[Q, D]` finite: numpy or a tensor.
+            owners: `[Q]` integers; an owner without rows finds nothing.
+            k: 1 to 1000.
+
+        Raises:
+            InvalidInputError: an argument cannot be accepted.
+        """
+        torch = self._torch
+        state = self._state
+        given = self._check_queries(queries, k)
+        wanted = _integers(owners, "owners")
+        if wanted.shape != (len(given),):
+            raise InvalidInputError(f"expected {len(given)} owners, got {wanted.shape}")
+        view = state.view
+        if view is None or not len(given):
+            return self._nothing(len(given), k)
+        names, first, _, pages = state.segments
+        slot = np.minimum(np.searchsorted(names, wanted), len(names) - 1)
+        found = names[slot] == wanted
+        begin = np.where(found, first[slot], 0)
+        n_pages = np.where(found, first[slot + 1] - first[slot], 0)
+        if self._budget_bytes is not None:
+            self._touch(np.unique(wanted[found]))
+        # Segments of a like length share a matrix of scores.
+        width = np.where(n_pages > 0, np.ceil(np.log2(np.maximum(n_pages, 1)) / 4).astype(np.int64), -1)
+        order = np.lexsort((wanted, width))
+        wanted, begin, n_pages, width = wanted[order], begin[order], n_pages[order], width[order]
+        if (order[1:] > order[:-1]).all():
+            q = self._prepare(view, given)
+        else:
+            q = self._prepare(view, given[torch.from_numpy(order).to(given.device)])
+        parts, done = [], 0
+        while done < len(order):
+            stop = int(np.searchsorted(width, width[done], side="right"))
+            columns = int(n_pages[done:stop].max()) * PAGE
+            if not columns:
+                none = self._nothing(stop - done, k)
+                parts.append(none)
+                done = stop
+                continue
+            stop = min(stop, done + max(1, _SCORE_BYTES // 4 // columns))
+            tiles, most = _tiles(wanted[done:stop], begin[done:stop], n_pages[done:stop])
+            sent = torch.from_numpy(np.concatenate([tiles.ravel(), begin[done:stop]])).to(self.device)
+            one = q if stop - done == len(order) else q.part(done, stop)
+            scores = self._ops("segment_scores").segment_scores(
+                view, one.rounded, one.shift, sent[: tiles.size].view(-1, 4), pages, columns, most
+            )
+            where = _SegmentAddresses(pages, sent[tiles.size :], PAGE)
+            parts.append(self._certify(view, one, k, scores, where, None, None))
+            done = stop
+        result = self._result(parts)
+        ids, found_scores = np.empty_like(result.ids), np.empty_like(result.scores)
+        ids[order], found_scores[order] = result.ids, result.scores
+        return Neighbours(ids, found_scores, result.counts)
+
+    # --- searching
+
+    def _ops(self, operation: str) -> Any:
+        found = self._modules.get(operation)
+        if found is None:
+            from agentdb.kernels import torch_ops
+
+            is_triton = (
+                operation != "gather" and choose(operation, self.device, prefer=self._prefer).backend == "triton"
+            )  # fmt: skip
+            found = self._modules[operation] = triton_ops() if is_triton else torch_ops
+        return found
+
+    def _prepare(self, view: View, given: Any) -> _Queries:
+        torch = self._torch
+        if self._width != self.dimension:
+            given = torch.nn.functional.pad(given, (0, self._width - self.dimension))
+        given = given.contiguous()
+        ops = self._ops("prepare_queries")
+        if hasattr(ops, "prepare_queries"):
+            return _Queries(given, *ops.prepare_queries(view, given))
+        return _Queries.of(view, given, torch)
+
+    def _search_rows(self, view: View, q: _Queries, allowed: Ids, k: int) -> Neighbours:
+        """Search a few rows by scoring each of them in float64."""
+        if not len(allowed):
+            return self._nothing(len(q.plain), k)
+        rows = self._torch.from_numpy(allowed).to(self.device)
+        step = max(1, _SCORE_BYTES // 64 // len(allowed))
+        parts = []
+        for begin in range(0, len(q.plain), step):
+            part = q.part(begin, begin + step)
+            at = rows.expand(len(part.plain), -1).contiguous()
+            exact = self._ops("exact_scores").exact_scores(view, part.plain, part.norms, at)
+            best, ids, _ = self._rank(view, exact, at, k)
+            parts.append(
+                Neighbours(ids.cpu().numpy(), best.float().cpu().numpy(), SearchCounts(len(part.plain)))
+            )  # fmt: skip
+        return self._result(parts)
+
+    def _search_part(self, view: View, q: _Queries, k: int, group: int) -> Neighbours:
+        """Search all rows: group maxima, then the groups that can hold the answer, then single rows."""
+        torch = self._torch
+        maxima = self._ops("group_max").group_max(view, q.scan, q.rounded, q.shift, group)
+        n_groups = maxima.shape[1]
+        chosen = k + _spare(k)
+        outside = None
+        if n_groups <= chosen:
+            groups = torch.arange(n_groups, device=self.device).expand(len(maxima), -1).contiguous()
+        else:
+            groups, outside = self._top(maxima, chosen + 1)
+            outside = outside[:, chosen:]
+            groups = groups[:, :chosen].contiguous()
+        scores = self._ops("rescore_groups").rescore_groups(view, q.scan, groups, q.shift, group)
+        return self._certify(view, q, k, scores, _GroupAddresses(groups, group), outside, (maxima, group))
+
+    def _top(self, table: Any, count: int) -> tuple[Any, Any]:
+        """Return the columns and values of the ``count`` largest of every row, or a few more, best first."""
+        ops = self._ops("top")
+        if hasattr(ops, "top"):
+            found: tuple[Any, Any] | None = ops.top(table, count)
+            if found is not None:
+                return found
+        best = table.topk(count, dim=1)
+        return best.indices, best.values
+
+    def _certify(
+        self,
+        view: View,
+        q: _Queries,
+        k: int,
+        scores: Any,
+        where: _GroupAddresses | _SegmentAddresses,
+        outside: Any,
+        maxima: tuple[Any, int] | None,
+    ) -> Neighbours:
+        """Return the exact top K among rows whose approximate scores are given.
+
+        The first column of ``outside`` bounds the approximate scores of the rows that are not among them. The answer
+        stands where both they and the rows left aside here stay below the K-th exact score by more than the rounding
+        can have moved them; the other queries are done again with every row that could reach it.
+        """
+        torch = self._torch
+        n_columns = scores.shape[1]
+        keep = min(k + _spare(k), n_columns)
+        if n_columns > keep:
+            columns, values = self._top(scores, keep + 1)
+        else:
+            columns, values = torch.arange(keep, device=self.device).expand(len(scores), -1).contiguous(), scores
+        ops = self._ops("finish")
+        if k <= keep <= getattr(ops, "LARGEST_FINISH", 0):
+            if isinstance(where, _SegmentAddresses):
+                places, first = where.pages, where.first
+            else:
+                places, first = where.groups, None
+            table = ops.finish(view, q, columns, values, outside, places, first, keep, k, where.group)
+        else:
+            addresses = torch.where(values[:, :keep] > -math.inf, where.of(columns[:, :keep]), -1)
+            exact = self._ops("exact_scores").exact_scores(view, q.plain, q.norms, addresses)
+            best, ids, last = self._rank(view, exact, addresses, k)
+            left = torch.full_like(last, -math.inf) if outside is None else outside[:, 0].double()
+            if n_columns > keep:
+                left = torch.maximum(left, values[:, keep].double())
+            sure = (left == -math.inf) | (left + q.rounding(view) < last)
+            table = torch.cat([ids, best.view(torch.int64), (~sure)[:, None].long()], dim=1)
+        # The one place where the host waits.
+        host = table.cpu().numpy()
+        doubt = host[:, 2 * k]
+        if (doubt == 2).any():
+            raise InvalidInputError("queries must be finite")
+        ids, best = host[:, :k].copy(), host[:, k : 2 * k].copy().view(np.float64)
+        doubtful = np.flatnonzero(doubt)
+        scanned = self._redo(view, q, scores, where, maxima, doubtful, ids, best) if len(doubtful) else 0
+        return Neighbours(ids, best.astype(np.float32), SearchCounts(len(ids), len(doubtful) - scanned, scanned))
+
+    def _redo(
+        self,
+        view: View,
+        q: _Queries,
+        scores: Any,
+        where: _GroupAddresses | _SegmentAddresses,
+        maxima: tuple[Any, int] | None,
+        doubtful: npt.NDArray[np.intp],
+        ids: Ids,
+        best: npt.NDArray[np.float64],
+    ) -> int:
+        """Put the complete answers of doubtful queries in place; return for how many all rows were scored."""
+        torch = self._torch
+        which = torch.from_numpy(doubtful).to(self.device)
+        again = q.only(which)
+        floor = (torch.from_numpy(best[doubtful, -1]).to(self.device) - again.rounding(view)).float()
+        floor = torch.nextafter(floor, torch.full_like(floor, -math.inf))
+        scanned = 0
+        k = ids.shape[1]
+        for begin, rows in self._widen(view, again, scores[which], where.only(which), maxima, which, floor):
+            if rows is None:
+                scanned += 1
+                one = again.part(begin, begin + 1)
+                found, names = self._scan_all(view, one, k)
+            else:
+                one = again.part(begin, begin + len(rows))
+                exact = self._ops("exact_scores").exact_scores(view, one.plain, one.norms, rows)
+                found, names, _ = self._rank(view, exact, rows, k)
+            at = doubtful[begin : begin + len(found)]
+            best[at], ids[at] = found.cpu().numpy(), names.cpu().numpy()
+        return scanned
+
+    def _widen(
+        self,
+        view: View,
+        q: _Queries,
+        scores: Any,
+        where: _GroupAddresses | _SegmentAddresses,
+        maxima: tuple[Any, int] | None,
+        doubtful: Any,
+        floor: Any,
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (first query, addresses of all rows that can reach the floor), or None for a query with too many."""
+        if maxima is None:
+            yield from self._reaching(scores, where, floor, 0)
+            return
+        table, group = maxima[0][doubtful], maxima[1]
+        needed = (table >= floor[:, None]).sum(dim=1).tolist()
+        begin = 0
+        while begin < len(needed):
+            most = needed[begin]
+            if most * group > _WIDEST_ROWS:
+                yield begin, None
+                begin += 1
+                continue
+            end = begin + 1
+            while end < len(needed):
+                wider = max(most, needed[end])
+                if wider * group > _WIDEST_ROWS or wider * group * (end + 1 - begin) * 4 > _SCORE_BYTES:
+                    break
+                most, end = wider, end + 1
+            groups = table[begin:end].topk(most, dim=1).indices
+            some = q.part(begin, end)
+            found = self._ops("rescore_groups").rescore_groups(view, some.scan, groups, some.shift, group)
+            yield from self._reaching(found, _GroupAddresses(groups, group), floor[begin:end], begin)
+            begin = end
+
+    def _reaching(
+        self, scores: Any, where: _GroupAddresses | _SegmentAddresses, floor: Any, first: int
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (first query, addresses `[q, C]` of the columns that reach the floor, -1 where there are fewer)."""
+        reach = scores >= floor[:, None]
+        most = int(reach.sum(dim=1).max())
+        step = max(1, _SCORE_BYTES // 64 // max(1, most))
+        for begin in range(0, len(scores), step):
+            part = slice(begin, begin + step)
+            columns = scores[part].topk(most, dim=1).indices
+            rows = where.only(part).of(columns)
+            yield first + begin, self._torch.where(reach[part].gather(1, columns), rows, -1)
+
+    def _scan_all(self, view: View, q: _Queries, k: int) -> tuple[Any, Any]:
+        """Return the exact top K of one query over every row, by float64 alone."""
+        torch = self._torch
+        from agentdb.kernels import torch_ops
+
+        best = torch.full((1, k), -math.inf, dtype=torch.float64, device=self.device)
+        addresses = torch.full((1, k), -1, dtype=torch.int64, device=self.device)
+        ids = addresses
+        for first, found in torch_ops.all_scores(view, q.plain[0], q.norms[0]):
+            rows = torch.arange(first, first + len(found), device=self.device)
+            merged = torch.cat([best, found[None]], dim=1)
+            at = torch.cat([addresses, torch.where(found > -math.inf, rows, -1)[None]], dim=1)
+            order = torch_ops.row_ids(view, at).argsort(dim=1, stable=True)
+            order = order.gather(1, merged.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :k]
+            best, addresses = merged.gather(1, order), at.gather(1, order)
+            ids = torch_ops.row_ids(view, addresses)
+        return best, ids
+
+    def _rank(self, view: View, exact: Any, addresses: Any, k: int) -> tuple[Any, Any, Any]:
+        """Return the K best (scores, ids) and the K-th score, -inf where fewer rows are known."""
+        torch = self._torch
+        from agentdb.kernels import torch_ops
+
+        ids = torch_ops.row_ids(view, addresses)
+        ids, order = ids.sort(dim=1)
+        best, places = exact.gather(1, order).sort(dim=1, descending=True, stable=True)
+        best, ids = best[:, :k], ids.gather(1, places[:, :k])
+        ids = torch.where(best > -math.inf, ids, -1)
+        short = k - best.shape[1]
+        if short > 0:
+            best = torch.nn.functional.pad(best, (0, short), value=-math.inf)
+            ids = torch.nn.functional.pad(ids, (0, short), value=-1)
+        return best, ids, best[:, k - 1]
+
+    def _result(self, parts: list[Neighbours]) -> Neighbours:
+        counts = sum((one.counts for one in parts), SearchCounts())
+        with self._counts_lock:
+            self._counts += counts
+        if len(parts) == 1:
+            return parts[0]
+        return Neighbours(
+            np.concatenate([one.ids for one in parts]), np.concatenate([one.scores for one in parts]), counts
+        )
+
+    def _nothing(self, n_queries: int, k: int) -> Neighbours:
+        return Neighbours(
+            np.full((n_queries, k), -1, np.int64), np.full((n_queries, k), -np.inf, np.float32), SearchCounts(n_queries)
+        )
+
+    def _restrict(self, state: _State, view: View, allowed: Ids | None, where: Mapping[str, tuple[int, int]]) -> View:
+        """Return the view with the bits of rows that do not count taken away."""
+        torch = self._torch
+        from agentdb.kernels import torch_ops
+
+        unknown = set(where) - set(self._attribute_names)
+        if unknown:
+            raise InvalidInputError(f"no attribute named {', '.join(sorted(unknown))}")
+        mask = None
+        if allowed is not None:
+            mask = np.zeros(view.n_slabs * self._slab_rows, bool)
+            mask[allowed] = True
+        shifts = torch.arange(32, device=self.device, dtype=torch.int64)
+        new_bits = []
+        for slab in range(view.n_slabs):
+            rows = len(view.bits[slab]) * 32
+            keep = torch_ops.live_rows(view.bits[slab], rows)
+            for name, (least, largest) in where.items():
+                column = state.attributes[name][slab]
+                keep = keep & (column >= least) & (column <= largest)
+            if mask is not None:
+                first = slab * self._slab_rows
+                keep = keep & torch.from_numpy(mask[first : first + rows]).to(self.device)
+            new_bits.append((keep.view(-1, 32).long() << shifts).sum(dim=1).to(torch.int32))
+        return replace(view, bits=tuple(new_bits), table=self._table(view, tuple(new_bits)))
+
+    def _table(self, view: View, bits: tuple[Any, ...]) -> Any:
+        kinds = (view.high, view.low, view.alpha, view.beta, bits)
+        return self._torch.tensor([[one.data_ptr() for one in kind] for kind in kinds], device=self.device)
+
+    # --- writing; the caller holds the lock
+
+    def _reset(self, *, publish: bool = True) -> None:
+        torch = self._torch
+        self._slabs: list[_Slab] = []
+        self._n_pages = 0
+        self._page_owners = np.empty(64, np.int64)
+        self._ids = np.empty(64 * PAGE, np.int64)
+        self._live = np.zeros(64 * PAGE, bool)
+        self._tails: dict[int, tuple[int, int]] = {}
+        self._runs: list[tuple[Ids, Ids]] = []
+        self._limits = torch.zeros(4, dtype=torch.float64, device=self.device)
+        if publish:
+            self._state = _State(None, self._page_owners[:0], self._live[:0], 0)
+
+    def _check_rows(self, vectors: Any, count: int, *, peek: bool = True) -> Any:
+        """Return `[N, D]` finite float32, a tensor of the device or of the CPU."""
+        torch = self._torch
+        if not isinstance(vectors, torch.Tensor):
+            if hasattr(vectors, "combine_chunks"):
+                vectors = vectors.combine_chunks()
+            if hasattr(vectors, "flatten") and hasattr(vectors, "null_count"):  # an Arrow array
+                if vectors.null_count:
+                    raise InvalidInputError("vectors must not be null")
+                flat = vectors.flatten().to_numpy(zero_copy_only=False)
+                vectors = flat.reshape(len(vectors), -1) if len(vectors) else np.empty((0, self.dimension))
+            array = np.asarray(vectors)
+            if array.dtype.kind not in "fiu":
+                raise InvalidInputError(f"vectors must be real numbers, not {array.dtype.name}")
+            array = np.ascontiguousarray(array, np.float32)
+            vectors = torch.from_numpy(array if array.flags.writeable else array.copy())
+        if vectors.ndim != 2 or vectors.shape[0] != count or vectors.shape[1] != self.dimension:
+            raise InvalidInputError(f"vectors must be [{count}, {self.dimension}], not {list(vectors.shape)}")
+        vectors = vectors.detach().to(torch.float32)
+        if count and peek and not bool((vectors.abs().amax() <= _LARGEST).item()):
+            raise InvalidInputError(f"vectors must be finite and at most {_LARGEST:g} in size")
+        return vectors
+
+    def _check_queries(self, queries: Any, k: int) -> Any:
+        if not 1 <= k <= _MAX_K:
+            raise InvalidInputError(f"k must be 1 to {_MAX_K}, not {k}")
+        # A tensor of a GPU is checked with the answer: to look at it here would stop the pipeline.
+        is_remote = isinstance(queries, self._torch.Tensor) and queries.is_cuda
+        return self._check_rows(queries, len(queries), peek=not is_remote).to(self.device)
+
+    def _check_attributes(self, attributes: Mapping[str, Any] | None, count: int) -> dict[str, Ids]:
+        given = attributes or {}
+        if set(given) != set(self._attribute_names):
+            raise InvalidInputError(f"attributes must be exactly {', '.join(self._attribute_names) or 'none'}")
+        columns = {name: _integers(given[name], name) for name in given}
+        if any(column.shape != (count,) for column in columns.values()):
+            raise InvalidInputError(f"every attribute must have {count} values")
+        return columns
+
+    def _lookup(self, ids: Ids) -> Ids:
+        """Return the addresses of live rows, -1 for an id that is not there."""
+        found = np.full(len(ids), -1, np.int64)
+        for known, addresses in self._runs:
+            at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+            candidate = addresses[at]
+            hit = (known[at] == ids) & self._live[candidate]
+            found[hit] = candidate[hit]
+        return found
+
+    def _merge_runs(self) -> None:
+        n = self._n_pages * PAGE
+        addresses = np.flatnonzero(self._live[:n])
+        ids = self._ids[addresses]
+        order = np.argsort(ids, kind="stable")
+        self._runs = [(ids[order], addresses[order])] if len(ids) else []
+
+    def _place(self, owners: npt.NDArray[np.int64]) -> Ids:
+        """Return an address for each row in turn: the rest of its owner's last page, then new pages of its own."""
+        order = np.argsort(owners, kind="stable")
+        names, counts = np.unique(owners, return_counts=True)
+        tails = [self._tails.get(int(name), (-1, PAGE)) for name in names]
+        tail = np.array([page for page, _ in tails], np.int64)
+        filled = np.array([used for _, used in tails], np.int64)
+        fresh = -(-np.maximum(counts - (PAGE - filled), 0) // PAGE)
+        first = self._n_pages + np.concatenate([[0], np.cumsum(fresh)[:-1]])
+        rank = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+        place = np.repeat(filled, counts) + rank
+        page = np.where(place < PAGE, np.repeat(tail, counts), np.repeat(first, counts) + place // PAGE - 1)
+        addresses = np.empty(len(owners), np.int64)
+        addresses[order] = page * PAGE + place % PAGE
+        total = int(fresh.sum())
+        self._grow(self._n_pages + total)
+        self._page_owners[self._n_pages : self._n_pages + total] = np.repeat(names, fresh)
+        self._n_pages += total
+        last = filled + counts
+        for position, name in enumerate(names.tolist()):
+            page_of = int(first[position] + fresh[position] - 1) if fresh[position] else int(tail[position])
+            self._tails[name] = (page_of, int(last[position] - 1) % PAGE + 1)
+        return addresses
+
+    def _grow(self, n_pages: int) -> None:
+        """Make room on the host and on the device; what is there keeps its address."""
+        if n_pages > len(self._page_owners):
+            pages = max(n_pages, 2 * len(self._page_owners))
+            self._page_owners = np.resize(self._page_owners, pages)
+            self._ids = np.resize(self._ids, pages * PAGE)
+            live = np.zeros(pages * PAGE, bool)
+            live[: len(self._live)] = self._live
+            self._live = live
+        rows = n_pages * PAGE
+        while rows > len(self._slabs) * self._slab_rows:
+            if self._slabs:
+                self._extend(self._slab_rows)
+            self._slabs.append(self._allocate(0))
+        self._extend(rows - (len(self._slabs) - 1) * self._slab_rows)
+
+    def _allocate(self, rows: int) -> _Slab:
+        torch = self._torch
+
+        def empty(*shape: int, kind: Any) -> Any:
+            return torch.empty(shape, dtype=kind, device=self.device)
+
+        return _Slab(
+            empty(rows, self._width, kind=torch.bfloat16),
+            empty(rows, self._width, kind=torch.int16),
+            empty(rows, kind=torch.float32),
+            empty(rows, kind=torch.float32),
+            empty(rows, kind=torch.float32) if self._is_weighted else None,
+            empty(rows, kind=torch.float32) if self._is_weighted else None,
+            empty(rows // 32, kind=torch.int32),
+            empty(rows, kind=torch.int64),
+            {name: empty(rows, kind=torch.int64) for name in self._attribute_names},
+        )
+
+    def _extend(self, rows: int) -> None:
+        """Make the last slab hold at least so many rows; only a slab that is not yet full-sized ever moves."""
+        old = self._slabs[-1]
+        had = len(old.ids)
+        if rows <= had:
+            return
+        size = min(self._slab_rows, max(rows, 2 * had, _FIRST_ROWS))
+        new = self._allocate(-(-size // 128) * 128)
+        for name in ("high", "low", "alpha", "beta", "weight", "bias", "ids"):
+            if getattr(old, name) is not None:
+                getattr(new, name)[:had] = getattr(old, name)
+        new.bits[: had // 32] = old.bits
+        for name in self._attribute_names:
+            new.attributes[name][:had] = old.attributes[name]
+        self._slabs[-1] = new
+
+    def _by_slab(self, addresses: Ids) -> list[tuple[int, Any, Any]]:
+        """Return (slab, places in it as a slice or a tensor, positions among the addresses)."""
+        result: list[tuple[int, Any, Any]] = []
+        slabs = addresses // self._slab_rows
+        for slab in np.unique(slabs).tolist():
+            at = np.flatnonzero(slabs == slab)
+            inside = addresses[at] - slab * self._slab_rows
+            if len(at) == len(addresses):
+                at_or_all: Any = slice(None)
+            else:
+                at_or_all = slice(int(at[0]), int(at[-1]) + 1) if at[-1] - at[0] + 1 == len(at) else at
+            if inside[-1] - inside[0] + 1 == len(inside) and bool((np.diff(inside) == 1).all()):
+                result.append((slab, slice(int(inside[0]), int(inside[-1]) + 1), at_or_all))
+            else:
+                result.append((slab, self._torch.from_numpy(inside).to(self.device), at_or_all))
+        return result
+
+    def _write(
+        self,
+        addresses: Ids,
+        rows: Any,
+        ids: Ids,
+        factors: npt.NDArray[np.float32] | None,
+        summands: npt.NDArray[np.float32] | None,
+        columns: Mapping[str, Ids],
+    ) -> None:
+        from agentdb.kernels import torch_ops
+
+        torch = self._torch
+        for begin in range(0, len(addresses), _UPLOAD_ROWS):
+            part = slice(begin, begin + _UPLOAD_ROWS)
+            sent = self._upload(rows[part])
+            if self._width != self.dimension:
+                sent = torch.nn.functional.pad(sent, (0, self._width - self.dimension))
+            high, low = torch_ops.split(sent)
+            for slab, inside, at in self._by_slab(addresses[part]):
+                one = self._slabs[slab]
+                mine = at if isinstance(at, slice) else torch.from_numpy(at).to(self.device)
+                one.high[inside] = high[mine]
+                one.low[inside] = low[mine]
+                one.ids[inside] = torch.from_numpy(ids[part][at]).to(self.device)
+                for name, column in columns.items():
+                    one.attributes[name][inside] = torch.from_numpy(column[part][at]).to(self.device)
+                self._scale(
+                    one,
+                    inside,
+                    sent[mine],
+                    high[mine],
+                    None if factors is None else factors[part][at],
+                    None if summands is None else summands[part][at],
+                )
+        self._ids[addresses] = ids
+        self._live[addresses] = True
+
+    def _upload(self, rows: Any) -> Any:
+        if self._copy_stream is None or rows.device.type != "cpu":
+            return rows.to(self.device)
+        cuda = self._torch.cuda
+        # On a stream of its own, so that searches do not wait for the bus.
+        with cuda.stream(self._copy_stream):
+            sent = rows.pin_memory().to(self.device, non_blocking=True)
+        current = cuda.current_stream(self.device)
+        current.wait_stream(self._copy_stream)
+        sent.record_stream(current)
+        return sent
+
+    def _scale(self, slab: _Slab, inside: Any, rows: Any, high: Any, factors: Any, summands: Any) -> None:
+        """Set what turns a product with the rounded row into a score, and raise the bounds on its error."""
+        torch = self._torch
+
+        def tensor(value: Any) -> Any:
+            return torch.from_numpy(np.ascontiguousarray(value)).to(self.device).double()
+
+        exact = rows.double()
+        norms = exact.square().sum(1).sqrt_()
+        alpha, beta = torch.ones_like(norms), torch.zeros_like(norms)
+        if self.metric == "cosine":
+            alpha = torch.where(norms > 0, 1 / norms.where(norms > 0, 1.0), 0.0)
+        elif self.metric == "l2":
+            alpha, beta = 2 * alpha, -norms.square()
+        if self._is_weighted:
+            weight = torch.ones_like(norms) if factors is None else tensor(factors)
+            bias = torch.zeros_like(norms) if summands is None else tensor(summands)
+            slab.weight[inside], slab.bias[inside] = weight.float(), bias.float()
+            alpha, beta = alpha * weight, beta * weight + bias
+        # A row too small to be scaled in float32 makes the bound below so large that nothing rests on this.
+        slab.alpha[inside], slab.beta[inside] = alpha.clamp(-1e38, 1e38).float(), beta.float()
+        rounded = high.double()
+        size = alpha.abs()
+        seen = torch.stack(
+            [
+                (size * (exact - rounded).square_().sum(1).sqrt_()).amax(),
+                (size * rounded.square().sum(1).sqrt_()).amax(),
+                size.amax(),
+                beta.abs().amax(),
+            ]
+        )
+        self._limits = torch.maximum(self._limits, seen)
+
+    def _become_weighted(self) -> None:
+        if self._is_weighted:
+            return
+        self._is_weighted = True
+        for slab in self._slabs:
+            slab.weight = self._torch.ones_like(slab.alpha)
+            slab.bias = self._torch.zeros_like(slab.alpha)
+
+    def _copy(self, old: list[_Slab], source: Ids, target: Ids, ids: Ids) -> None:
+        """Copy rows from former slabs, planes and all."""
+        torch = self._torch
+        slabs = source // self._slab_rows
+        for slab in np.unique(slabs).tolist():
+            at = np.flatnonzero(slabs == slab)
+            inside = torch.from_numpy(source[at] - slab * self._slab_rows).to(self.device)
+            one = old[slab]
+            for new_slab, places, mine in self._by_slab(target[at]):
+                chosen = inside[mine if isinstance(mine, slice) else torch.from_numpy(mine).to(self.device)]
+                new = self._slabs[new_slab]
+                for name in ("high", "low", "ids"):
+                    getattr(new, name)[places] = getattr(one, name)[chosen]
+                for name in self._attribute_names:
+                    new.attributes[name][places] = one.attributes[name][chosen]
+                factors = summands = None
+                if self._is_weighted:
+                    factors, summands = one.weight[chosen].cpu().numpy(), one.bias[chosen].cpu().numpy()
+                high, low = one.high[chosen], one.low[chosen]
+                self._scale(new, places, self._ops("gather").join(high, low), high, factors, summands)
+        self._ids[target] = ids
+        self._live[target] = True
+
+    def _bury(self, addresses: Ids) -> int:
+        if len(addresses):
+            self._live[addresses] = False
+            self._publish(addresses)
+            self._compact_if_due()
+        return len(addresses)
+
+    def _publish(self, changed: Ids) -> None:
+        """Let later searches see what was written."""
+        torch = self._torch
+        n_rows = self._n_pages * PAGE
+        for slab in np.unique(changed // self._slab_rows).tolist():
+            one = self._slabs[slab]
+            first = slab * self._slab_rows
+            live = np.zeros(len(one.ids), bool)
+            mine = self._live[first : min(first + len(one.ids), n_rows)]
+            live[: len(mine)] = mine
+            packed = np.packbits(live, bitorder="little").view(np.int32)
+            # A new tensor: searches under way go on with the old one.
+            one.bits = torch.from_numpy(packed).to(self.device)
+        live_rows = self._live[:n_rows].copy()
+        slabs = self._slabs
+        view = View(
+            metric=self.metric,
+            width=self._width,
+            slab_rows=self._slab_rows,
+            n_rows=n_rows,
+            high=tuple(one.high for one in slabs),
+            low=tuple(one.low for one in slabs),
+            alpha=tuple(one.alpha for one in slabs),
+            beta=tuple(one.beta for one in slabs),
+            weight=tuple(one.weight for one in slabs) if self._is_weighted else (),
+            bias=tuple(one.bias for one in slabs) if self._is_weighted else (),
+            bits=tuple(one.bits for one in slabs),
+            ids=tuple(one.ids for one in slabs),
+            limits=self._limits,
+            table=None,
+            id_table=self._torch.tensor([one.ids.data_ptr() for one in slabs], device=self.device),
+            weight_table=self._pointers([one.weight for one in slabs]),
+            bias_table=self._pointers([one.bias for one in slabs]),
+        )
+        view = replace(view, table=self._table(view, view.bits))
+        self._state = _State(
+            view if n_rows and live_rows.any() else None,
+            self._page_owners[: self._n_pages],
+            live_rows,
+            int(live_rows.sum()),
+            {name: tuple(one.attributes[name] for one in slabs) for name in self._attribute_names},
+        )
+
+    def _pointers(self, tensors: list[Any]) -> Any:
+        if not self._is_weighted:
+            return None
+        return self._torch.tensor([one.data_ptr() for one in tensors], device=self.device)
+
+    def _compact_if_due(self) -> None:
+        used = self._state.n_live
+        # Pages that are only half filled are not dead: count what was removed.
+        dead = sum(filled for filled in self._filled()) - used
+        if dead > max(_FIRST_ROWS, _COMPACT_ABOVE * (used + dead)):
+            self.compact()
+
+    def _filled(self) -> list[int]:
+        open_pages = sum(PAGE - filled for _, filled in self._tails.values())
+        return [self._n_pages * PAGE - open_pages]
+
+    def _touch(self, owners: npt.NDArray[np.int64]) -> None:
+        if self._budget_bytes is not None:
+            now = next(self._clock)
+            self._used.update(dict.fromkeys(owners.tolist(), now))
+
+    def _make_room(self, owners: npt.NDArray[np.int64]) -> None:
+        """Remove the owners used longest ago until the new rows fit into the budget."""
+        if self._budget_bytes is None:
+            return
+        per_page = PAGE * (self._width * 4 + 16 + 8 * self._is_weighted)
+        names, counts = np.unique(owners, return_counts=True)
+        needed = int((-(-counts // PAGE)).sum())
+        room = self._budget_bytes // per_page
+        if needed > room:
+            raise UnavailableError(f"{len(owners)} rows need more than the budget of {self._budget_bytes} bytes")
+        if self._n_pages + needed <= room:
+            return
+        pages_of = dict(zip(*np.unique(self._page_owners[: self._n_pages], return_counts=True), strict=True))
+        total = self._n_pages + needed
+        keep = set(names.tolist())
+        for owner in sorted(self._used, key=self._used.__getitem__):
+            if total <= room:
+                break
+            if owner not in keep:
+                total -= int(pages_of.get(owner, 0))
+                self.delete_owner(owner)
+        if total > room:
+            raise UnavailableError(f"the rows of these owners need more than the budget of {self._budget_bytes} bytes")
+        self.compact()
+
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    """A batch of queries in the forms that the steps of a search need."""
+
+    plain: Any  # [Q, width] float32, as given
+    scan: Any  # [Q, width] float32, normalised for cosine
+    rounded: Any  # [Q, width] bfloat16 of scan
+    shift: Any  # [Q] float32 or None
+    norms: Any  # [Q] float64 of plain
+    sizes: Any  # [Q, 3] float64: |scan|, |scan - rounded|, |shift|
+
+    @classmethod
+    def of(cls, view: View, plain: Any, torch: Any) -> _Queries:
+        """Return the forms of `[Q, width]` float32."""
+        exact = plain.double()
+        norms = exact.square().sum(1).sqrt_()
+        if not bool((norms <= 1e20).all()):
+            raise InvalidInputError("queries must be finite")
+        scan = plain
+        if view.metric == "cosine":
+            scan = (exact / norms.where(norms > 0, 1.0)[:, None]).float()
+        rounded = scan.to(torch.bfloat16)
+        is_l2 = view.metric == "l2"
+        shift = (norms.square() / 2).float() if is_l2 else None
+        wide = scan.double()
+        sizes = torch.stack(
+            [
+                wide.square().sum(1).sqrt_(),
+                (wide - rounded.double()).square_().sum(1).sqrt_(),
+                norms.square() / 2 if is_l2 else torch.zeros_like(norms),
+            ],
+            dim=1,
+        )
+        return cls(plain, scan, rounded, shift, norms, sizes)
+
+    def _map(self, pick: Any) -> _Queries:
+        return _Queries(
+            self.plain[pick],
+            self.scan[pick],
+            self.rounded[pick],
+            None if self.shift is None else self.shift[pick],
+            self.norms[pick],
+            self.sizes[pick],
+        )
+
+    def part(self, begin: int, end: int) -> _Queries:
+        """Return a run of the queries."""
+        return self._map(slice(begin, end))
+
+    def only(self, which: Any) -> _Queries:
+        """Return some of the queries."""
+        return self._map(which)
+
+    def rounding(self, view: View) -> Any:
+        """Return `[Q]` float64: how far an approximate score can lie from the exact one.
+
+        With x = h + e and q = r + f (rounded and rest), q·x - r·h = q·e + f·h, so Cauchy and Schwarz bound it by
+        |q||e| + |f||h|. Sums in float32, by the matrix unit too, add at most 2^-22 a term; scaling a few ulp more;
+        products below the smallest normal number may be flushed.
+        """
+        size, rest, shift = self.sizes.unbind(1)
+        lost, kept, factor, summand = view.limits.unbind(0)
+        terms = view.width + 8
+        return (
+            size * lost
+            + rest * kept
+            + terms * 2.0**-22 * size * (kept + lost)
+            + 2.0**-21 * (summand + shift * factor)
+            + terms * 2.0**-125 * factor
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _GroupAddresses:
+    """Columns of scores that stand for the rows of selected groups."""
+
+    groups: Any
+    group: int
+
+    def of(self, columns: Any) -> Any:
+        """Return the addresses behind columns `[Q, C]`."""
+        return self.groups.gather(1, columns // self.group) * self.group + columns % self.group
+
+    def only(self, which: Any) -> _GroupAddresses:
+        """Return those of some queries."""
+        return _GroupAddresses(self.groups[which], self.group)
+
+
+@dataclass(frozen=True, slots=True)
+class _SegmentAddresses:
+    """Columns of scores that stand for the rows of an owner's pages, in their order."""
+
+    pages: Any
+    first: Any
+    group: int
+
+    def of(self, columns: Any) -> Any:
+        """Return the addresses behind columns `[Q, C]`; a column past the last page gives any."""
+        slot = (self.first[:, None] + columns // self.group).clamp(max=len(self.pages) - 1)
+        return self.pages[slot] * self.group + columns % self.group
+
+    def only(self, which: Any) -> _SegmentAddresses:
+        """Return those of some queries."""
+        return _SegmentAddresses(self.pages, self.first[which], self.group)
+
+
+def _tiles(owners: Ids, begin: Ids, n_pages: Ids) -> tuple[Ids, int]:
+    """Return work items `[T, 4]` (first query, queries, first slot, pages) of at most 16 queries of one owner."""
+    starts = np.flatnonzero(np.concatenate([[True], owners[1:] != owners[:-1]]))
+    lengths = np.diff(np.append(starts, len(owners)))
+    pieces = -(-lengths // 16)
+    rank = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    first = np.repeat(starts, pieces) + rank * 16
+    count = np.minimum(16, np.repeat(starts + lengths, pieces) - first)
+    return np.stack([first, count, begin[first], n_pages[first]], axis=1).astype(np.int64), int(count.max())
+
+
+def _group_rows(n_rows: int, k: int, width: int) -> int:
+    """Return how many rows share a maximum: what balances writing maxima against scoring the groups chosen."""
+    # Half of what the two costs alone would ask for: more, smaller groups make the certificate stronger.
+    best = math.sqrt(6 * n_rows / (2 * k * width))
+    return 1 << min(7, max(3, round(math.log2(max(best, 1.0)))))
+
+
+def _spare(k: int) -> int:
+    """Return how many candidates to take beyond k, so that the certificate seldom fails."""
+    return 16 + k // 2
+
+
+def _integers(values: Any, name: str) -> Ids:
+    if hasattr(values, "combine_chunks"):
+        values = values.combine_chunks()
+    array = values.to_numpy(zero_copy_only=False) if hasattr(values, "null_count") else np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise InvalidInputError(f"{name} must be integers, not {array.dtype.name}")
+    array = np.ascontiguousarray(array, np.int64)
+    return array if array.flags.writeable else array.copy()
+
+
+def _numbers(values: Any, count: int, name: str) -> npt.NDArray[np.float32]:
+    array = np.asarray(values, np.float32)
+    if array.ndim > 1 or (array.ndim == 1 and len(array) != count):
+        raise InvalidInputError(f"{name} must be one number or {count}")
+    if not np.isfinite(array).all():
+        raise InvalidInputError(f"{name} must be finite")
+    return np.broadcast_to(array, (count,)).copy()

@@ -1,0 +1,168 @@
+"""What memory is built from besides search: late interaction, diversity, near-duplicates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from agentdb.errors import InvalidInputError
+from agentdb.kernels.choice import Backend, choose, require_torch, triton_ops
+
+__all__ = ["maxsim", "mmr", "near_duplicates"]
+
+_ROUNDING = 2.0**-7
+"""Twice the largest relative error of bfloat16: what a cosine of rounded unit rows can be off by, and some more."""
+
+
+def _ops(operation: str, device: Any, prefer: Backend | None) -> Any:
+    if choose(operation, device, prefer=prefer).backend == "triton":
+        return triton_ops()
+    from agentdb.kernels import torch_ops
+
+    return torch_ops
+
+
+def _matrix(values: Any, name: str, axes: int, device: Any) -> Any:
+    torch = require_torch()
+    tensor = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    if tensor.ndim != axes:
+        raise InvalidInputError(f"{name} must have {axes} axes, not {tensor.ndim}")
+    tensor = tensor.to(device, torch.float32)
+    if not bool(torch.isfinite(tensor).all()):
+        raise InvalidInputError(f"{name} must be finite")
+    return tensor
+
+
+def _padded(tensor: Any) -> Any:
+    torch = require_torch()
+    width = tensor.shape[-1]
+    unit = 64 if width > 48 else 16
+    return torch.nn.functional.pad(tensor, (0, -width % unit)).contiguous()
+
+
+def maxsim(
+    queries: Any,
+    tokens: Any,
+    offsets: Any,
+    *,
+    query_weights: Any = None,
+    device: Any = "cpu",
+    prefer: Backend | None = None,
+) -> npt.NDArray[np.float32]:
+    """Return `[Q, N]` float32 late-interaction scores within float32 rounding of `reference.maxsim`.
+
+    Args:
+        queries: `[Q, Tq, D]`; pad with tokens of weight 0.
+        tokens: `[T, D]`, the tokens of all documents one after another.
+        offsets: `[N + 1]` integers from 0 to T that never fall.
+        query_weights: `[Q, Tq]`, 1 if None.
+        device: where to compute.
+        prefer: "torch" leaves Triton aside.
+
+    Raises:
+        InvalidInputError: shapes differ, or a value is not finite.
+    """
+    torch = require_torch()
+    asked, known = _matrix(queries, "queries", 3, device), _matrix(tokens, "tokens", 2, device)
+    if asked.shape[2] != known.shape[1]:
+        raise InvalidInputError(f"queries have {asked.shape[2]} dimensions, tokens {known.shape[1]}")
+    ends = np.asarray(offsets, np.int64)
+    if len(ends) < 1 or ends[0] != 0 or ends[-1] != len(known) or (np.diff(ends) < 0).any():
+        raise InvalidInputError("offsets must rise from 0 to the number of tokens")
+    if len(ends) == 1 or not len(asked):
+        return np.empty((len(asked), len(ends) - 1), np.float32)
+    if query_weights is None:
+        weights = torch.ones(asked.shape[:2], dtype=torch.float32, device=device)
+    else:
+        weights = _matrix(query_weights, "query_weights", 2, device).contiguous()
+        if weights.shape != asked.shape[:2]:
+            raise InvalidInputError(f"query_weights must be {list(asked.shape[:2])}, not {list(weights.shape)}")
+    ops = _ops("maxsim", device, prefer)
+    at = torch.from_numpy(ends).to(device)
+    longest = int(np.diff(ends).max())
+    result: npt.NDArray[np.float32] = ops.maxsim(_padded(asked), weights, _padded(known), at, longest).cpu().numpy()
+    return result
+
+
+def mmr(
+    candidates: Any, relevance: Any, k: int, *, weight: float, device: Any = "cpu", prefer: Backend | None = None
+) -> npt.NDArray[np.int64]:
+    """Return for each query the positions of K candidates as `reference.mmr` chooses them, -1 where none was left.
+
+    Args:
+        candidates: `[Q, C, D]`, C at most 1024.
+        relevance: `[Q, C]`, -inf where there is no candidate.
+        k: at least 1.
+        weight: 0 (difference only) to 1 (relevance only).
+        device: where to compute.
+        prefer: "torch" leaves Triton aside.
+
+    Raises:
+        InvalidInputError: an argument cannot be accepted.
+    """
+    torch = require_torch()
+    rows = _matrix(candidates, "candidates", 3, device).double()
+    given = torch.as_tensor(np.asarray(relevance), dtype=torch.float64, device=device)
+    if given.shape != rows.shape[:2]:
+        raise InvalidInputError(f"relevance must be {list(rows.shape[:2])}, not {list(given.shape)}")
+    if k < 1 or not 0 <= weight <= 1 or rows.shape[1] > 1024:
+        raise InvalidInputError("k must be at least 1, weight from 0 to 1, and candidates at most 1024")
+    if not rows.shape[0] or not rows.shape[1]:
+        return np.full((len(rows), k), -1, np.int64)
+    norms = rows.norm(dim=2, keepdim=True)
+    rows = torch.where(norms > 0, rows / norms.where(norms > 0, 1.0), 0.0)
+    gram = torch.bmm(rows, rows.transpose(1, 2)).contiguous()
+    chosen: npt.NDArray[np.int64] = _ops("mmr", device, prefer).mmr(gram, given.contiguous(), k, weight).cpu().numpy()
+    return chosen
+
+
+def near_duplicates(
+    vectors: Any, threshold: float, *, device: Any = "cpu", prefer: Backend | None = None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return exactly the pairs and labels of `reference.near_duplicates`; pairs in ascending order.
+
+    A rounded product finds what may reach the threshold; float64 decides.
+
+    Args:
+        vectors: `[N, D]`.
+        threshold: a cosine, above 0.
+        device: where to compute.
+        prefer: "torch" leaves Triton aside.
+
+    Raises:
+        InvalidInputError: an argument cannot be accepted.
+    """
+    torch = require_torch()
+    rows = _matrix(vectors, "vectors", 2, device)
+    if not threshold > 0:
+        raise InvalidInputError(f"threshold must be above 0, not {threshold}")
+    if not len(rows):
+        return np.empty((0, 2), np.int64), np.empty(0, np.int64)
+    exact = rows.double()
+    norms = exact.norm(dim=1)
+    exact = torch.where(norms[:, None] > 0, exact / norms.where(norms > 0, 1.0)[:, None], 0.0)
+    ops = _ops("near_pairs", device, prefer)
+    unit = _padded(exact.float())
+    is_rounded = rows.is_cuda or hasattr(ops, "LARGEST_FINISH")
+    scale = torch.ones(len(rows), dtype=torch.float32, device=rows.device)
+    margin = _ROUNDING if is_rounded else 1e-5
+    pairs = ops.near_pairs(unit.to(torch.bfloat16) if is_rounded else unit, scale, threshold - margin)
+    kept = [
+        part[(exact[part[:, 0]] * exact[part[:, 1]]).sum(1) >= threshold] for part in pairs.split(1 << 16)
+    ]  # fmt: skip
+    pairs = torch.cat(kept) if kept else pairs
+    pairs = pairs[(pairs[:, 0] * len(rows) + pairs[:, 1]).argsort()]
+    labels = torch.arange(len(rows), device=rows.device)
+    while len(pairs):
+        lower = torch.minimum(labels[pairs[:, 0]], labels[pairs[:, 1]])
+        after = labels.clone()
+        for side in (0, 1):
+            after.scatter_reduce_(0, pairs[:, side], lower, "amin")
+        # Whoever a label stands for may have found a lower one itself.
+        after = torch.minimum(after, after[after])
+        if bool((after == labels).all()):
+            break
+        labels = after
+    return pairs.cpu().numpy(), labels.cpu().numpy()

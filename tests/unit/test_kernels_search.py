@@ -1,0 +1,224 @@
+import threading
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+from support.kernel_cases import primitives_case, search_case  # noqa: E402
+
+from agentdb.errors import InvalidInputError, UnavailableError  # noqa: E402
+from agentdb.kernels import DeviceIndex, explain, reference  # noqa: E402
+from agentdb.kernels.torch_ops import join, split  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def few_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+@pytest.mark.parametrize("is_segmented", [False, True])
+@pytest.mark.parametrize("kind", ["random", "clustered", "duplicates"])
+def test_search_finds_what_float64_finds(metric, is_segmented, kind):
+    search_case("cpu", 999, 40, 7, 10, metric, kind=kind, weighted=kind == "random", is_segmented=is_segmented)
+
+
+@pytest.mark.parametrize(("n", "d", "k"), [(3, 8, 10), (1, 1, 1), (2500, 384, 100), (1500, 17, 1000), (700, 1536, 3)])
+def test_shapes_that_are_no_power_of_two(n, d, k):
+    search_case("cpu", n, d, 2, k, "cosine", slab_rows=1024)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 400),
+    d=st.integers(1, 70),
+    k=st.integers(1, 60),
+    metric=st.sampled_from(["cosine", "dot", "l2"]),
+    kind=st.sampled_from(["random", "clustered", "duplicates"]),
+    is_segmented=st.booleans(),
+    weighted=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_recall_is_exactly_one(n, d, k, metric, kind, is_segmented, weighted, seed):
+    search_case(
+        "cpu", n, d, 3, k, metric, kind=kind, is_segmented=is_segmented, weighted=weighted, slab_rows=128, seed=seed
+    )
+
+
+def test_primitives_agree_with_their_oracles():
+    primitives_case("cpu")
+
+
+def test_planes_hold_every_float32():
+    bits = np.random.default_rng(1).integers(0, 2**32, 100_000, dtype=np.uint32)
+    special = np.array([0, 0x80000000, 0x7F7FFFFF, 0x7F800000, 1, 0x00008000, 0x3F7F8000], np.uint32)
+    values = torch.from_numpy(np.concatenate([bits, special]).view(np.float32))
+    assert torch.equal(join(*split(values)).view(torch.int32), values.view(torch.int32))
+
+
+def test_ties_go_to_the_lower_id_even_when_all_rows_are_equal():
+    index = DeviceIndex(8, slab_rows=128)
+    index.put(np.arange(1000)[::-1].copy(), np.ones((1000, 8), np.float32))
+    found = index.search(np.ones((1, 8), np.float32), 20)
+    assert found.ids[0].tolist() == list(range(20))
+    assert found.counts.widened + found.counts.scanned == 1
+
+
+def test_an_index_without_live_rows_finds_nothing():
+    index = DeviceIndex(4)
+    assert (index.search(np.ones((2, 4)), 3).ids == -1).all()
+    index.put([1, 2], np.ones((2, 4)))
+    index.delete([1, 2])
+    assert len(index) == 0
+    assert (index.search(np.ones((2, 4)), 3).ids == -1).all()
+    assert (index.search_segments(np.ones((2, 4)), [0, 1], 3).ids == -1).all()
+
+
+def test_put_replaces_and_weights_change():
+    index = DeviceIndex(4, metric="dot")
+    index.put([1, 2], np.eye(4, dtype=np.float32)[:2])
+    index.put([1], 3 * np.eye(4, dtype=np.float32)[2:3])
+    assert len(index) == 2
+    assert index.search([[0.0, 0, 1, 0]], 1).scores[0, 0] == 3
+    assert index.set_weights([1, 9], alpha=0.5, beta=[1.0, 0.0]) == 1
+    assert index.search([[0.0, 0, 1, 0]], 2).scores[0].tolist() == [2.5, 0]
+
+
+def test_compaction_keeps_rows_ids_owners_and_weights():
+    generator = np.random.default_rng(2)
+    rows = generator.standard_normal((9000, 8)).astype(np.float32)
+    index = DeviceIndex(8, slab_rows=1024)
+    owners = np.arange(9000) % 5
+    index.put(np.arange(9000), rows, owners=owners, alpha=2.0)
+    before = index.bytes
+    index.delete(np.arange(0, 9000, 2))
+    index.delete(np.arange(1, 3000, 2))
+    assert index.bytes < before
+    kept = np.arange(3001, 9000, 2)
+    assert np.array_equal(index.get(kept), rows[kept])
+    found = index.search_segments(rows[kept[:4]], owners[kept[:4]], 1)
+    assert found.ids[:, 0].tolist() == kept[:4].tolist()
+    np.testing.assert_allclose(found.scores, 2, rtol=1e-6)
+
+
+def test_filters_by_id_and_by_attribute():
+    generator = np.random.default_rng(3)
+    rows = generator.standard_normal((6000, 12)).astype(np.float32)
+    index = DeviceIndex(12, slab_rows=1024, attributes=("at", "type"))
+    index.put(np.arange(6000), rows, attributes={"at": np.arange(6000), "type": np.arange(6000) % 3})
+    query = generator.standard_normal((2, 12)).astype(np.float32)
+    for among, where in (
+        (np.arange(0, 6000, 7), {}),
+        (np.arange(5000), {}),
+        (None, {"at": (100, 4000), "type": (2, 2)}),
+        (np.arange(50, 300), {"type": (1, 2)}),
+        (np.array([77777]), {}),
+    ):
+        live = np.ones(6000, bool) if among is None else np.isin(np.arange(6000), among)
+        for name, (least, most) in where.items():
+            column = np.arange(6000) if name == "at" else np.arange(6000) % 3
+            live &= (column >= least) & (column <= most)
+        found = index.search(query, 5, among=among, where=where)
+        np.testing.assert_array_equal(found.ids, reference.topk(query, rows, 5, "cosine", live=live)[1])
+    with pytest.raises(InvalidInputError):
+        index.search(query, 5, where={"nothing": (0, 1)})
+
+
+def test_arrow_is_taken_as_it_is():
+    rows = np.random.default_rng(4).standard_normal((50, 6)).astype(np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 6)
+    index = DeviceIndex(6)
+    index.put(pa.array(range(50)), pa.chunked_array([column.slice(0, 20), column.slice(20)]))
+    assert np.array_equal(index.get(range(50)), rows)
+    index.put(pa.array(range(5, 9)), column.slice(5, 4))
+    assert np.array_equal(index.get(range(50)), rows)
+
+
+def test_a_budget_removes_the_owners_used_longest_ago():
+    rows = np.random.default_rng(5).standard_normal((640, 16)).astype(np.float32)
+    one = 64 * (16 * 4 + 16)
+    index = DeviceIndex(16, budget_bytes=3 * one)
+    for owner in range(3):
+        index.put(np.arange(64) + owner * 64, rows[owner * 64 : owner * 64 + 64], owners=owner)
+    index.search_segments(rows[:1], [0], 1)
+    index.put(np.arange(64) + 1000, rows[:64], owners=9)
+    assert (index.search_segments(rows[:4], [0, 1, 2, 9], 1).ids[:, 0] >= 0).tolist() == [True, False, True, True]
+    with pytest.raises(UnavailableError):
+        index.put(np.arange(640), rows)
+
+
+@pytest.mark.parametrize(
+    ("ids", "rows"),
+    [
+        ([1, 1], [[1.0], [2.0]]),
+        ([-1], [[1.0]]),
+        ([1], [[np.nan]]),
+        ([1], [[1e30]]),
+        ([1], [[1.0, 2.0]]),
+        ([1.5], [[1.0]]),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_and_nothing_changes(ids, rows):
+    index = DeviceIndex(1)
+    with pytest.raises(InvalidInputError):
+        index.put(ids, np.array(rows))
+    assert len(index) == 0
+
+
+def test_queries_that_are_not_finite_are_refused():
+    index = DeviceIndex(2)
+    index.put([1], [[1.0, 2.0]])
+    for bad in (np.nan, np.inf):
+        with pytest.raises(InvalidInputError):
+            index.search([[bad, 1.0]], 1)
+    for k in (0, 1001):
+        with pytest.raises(InvalidInputError):
+            index.search([[1.0, 1.0]], k)
+
+
+def test_tiny_and_zero_rows_are_ranked_as_float64_ranks_them():
+    rows = np.array([[0, 0], [1e-40, 0], [1e-30, 1e-30], [0, 1], [-1, 0]], np.float32)
+    index = DeviceIndex(2)
+    index.put(np.arange(5), rows)
+    for query in ([[1.0, 0.0]], [[0.0, 0.0]]):
+        found = index.search(query, 5)
+        np.testing.assert_array_equal(found.ids, reference.topk(np.array(query), rows, 5, "cosine")[1])
+
+
+def test_searches_see_whole_writes_while_rows_are_added():
+    generator = np.random.default_rng(6)
+    rows = generator.standard_normal((64, 16)).astype(np.float32)
+    index = DeviceIndex(16, metric="dot", slab_rows=256)
+    index.put(np.arange(64), rows)
+    failures, stop = [], threading.Event()
+
+    def search():
+        while not stop.is_set():
+            # Every batch has one row of a size of its own: a search that saw half a batch would miss one.
+            found = index.search(np.ones((1, 16), np.float32), 3)
+            known = found.scores[0][found.scores[0] > 100]
+            if len(set((known // 16).round().astype(int).tolist())) != len(known):
+                failures.append(found)
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    for batch in range(40):
+        index.put(np.arange(20) + 1000 + 20 * batch, np.full((20, 16), batch / 100, np.float32))
+        index.put([500], np.full((1, 16), 100 + batch, np.float32))
+    stop.set()
+    thread.join()
+    assert not failures
+    assert index.search(np.ones((1, 16), np.float32), 1).scores[0, 0] == 139 * 16
+
+
+def test_the_table_says_what_runs_and_why():
+    table = explain("cpu")
+    assert {choice.backend for choice in table.values()} == {"torch"}
+    assert all("CUDA" in choice.reason for choice in table.values())

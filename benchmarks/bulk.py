@@ -15,7 +15,13 @@ from benchmarks.harness import Figure, alternate, fsync_tree, gate, median, seco
 DIMENSION = 384
 SCHEMA = TableSchema(
     "rows",
-    pa.schema([pa.field("id", pa.int64()), pa.field("text", pa.string()), pa.field("vector", pa.list_(pa.float32(), DIMENSION))]),
+    pa.schema(
+        [
+            pa.field("id", pa.int64()),
+            pa.field("text", pa.string()),
+            pa.field("vector", pa.list_(pa.float32(), DIMENSION)),
+        ]
+    ),
     key="id",
 )
 
@@ -24,7 +30,9 @@ def _rows(start: int, count: int, seed: int) -> pa.Table:
     values = np.random.default_rng(seed).standard_normal(count * DIMENSION, dtype=np.float32)
     ids = np.arange(start, start + count)
     texts = pa.array([f"row number {i} says something short" for i in ids])
-    return pa.table({"id": ids, "text": texts, "vector": pa.FixedSizeListArray.from_arrays(pa.array(values), DIMENSION)})
+    return pa.table(
+        {"id": ids, "text": texts, "vector": pa.FixedSizeListArray.from_arrays(pa.array(values), DIMENSION)}
+    )
 
 
 def bulk(folder: Path, *, quick: bool) -> Iterator[Figure]:

@@ -83,8 +83,12 @@ def one_save(folder: Path, *, quick: bool) -> Iterator[Figure]:
             assert found is not None
             assert sum(1 for _ in db.table("_states").scan(columns=["version"])) == count["agentdb"]
     us = {name: median(values) * 1e6 for name, values in taken.items()}
-    yield Figure("states.save against a bare LanceDB add", us["lancedb"] / us["agentdb"], "times", 20, higher=True, detail=us)
-    yield Figure("states.save against a bare SQLite insert, both fsync", us["agentdb"] / us["sqlite"], "times", 3, detail=us)
+    yield Figure(
+        "states.save against a bare LanceDB add", us["lancedb"] / us["agentdb"], "times", 20, higher=True, detail=us
+    )
+    yield Figure(
+        "states.save against a bare SQLite insert, both fsync", us["agentdb"] / us["sqlite"], "times", 3, detail=us
+    )
 
 
 class _SlowSync(apsw.VFS):

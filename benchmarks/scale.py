@@ -14,7 +14,9 @@ from benchmarks.saves import _state
 
 def _fill(db: agentdb.Database, agents: int, chunk: int = 50_000) -> None:
     for start in range(0, agents, chunk):
-        db.states.save_many([(f"agent-{i:07d}", "session", "task", _state(i)) for i in range(start, min(start + chunk, agents))])
+        db.states.save_many(
+            [(f"agent-{i:07d}", "session", "task", _state(i)) for i in range(start, min(start + chunk, agents))]
+        )
 
 
 def reads(folder: Path, *, quick: bool) -> Iterator[Figure]:

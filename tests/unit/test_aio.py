@@ -260,9 +260,7 @@ def test_a_long_write_does_not_stop_the_loop(db_path: Path) -> None:
                 await asyncio.gather(notes.put_many(rows), notes.put_many(vectors))
                 took_s = time.perf_counter() - began
             # Python code on another thread gives the interpreter up every 5 ms; a blocked loop would show the whole write.
-            assert pulse.worst_s < took_s / 2, (
-                f"paused {pulse.worst_s:.3f} s during a write of {took_s:.1f} s"
-            )
+            assert pulse.worst_s < took_s / 2, f"paused {pulse.worst_s:.3f} s during a write of {took_s:.1f} s"
 
     run(main())
 

@@ -155,7 +155,9 @@ class FileLock:
                         self._turns.remove(turn)
                         return
                 return
-            if self._descriptor >= 0:
+            # While a waiter has yet to say whether the lock came, it is the waiter's to give back: given back here, it would be
+            # missing to the next one of this process, who believes the waiter.
+            if self._descriptor >= 0 and (self._waiter is None or self._waiter.disown()):
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             while self._turns and self._turns[0][0] is owner:
                 self._turns.popleft()  # Its own, left by whoever was interrupted while handing over to it.
@@ -224,6 +226,12 @@ class _Waiter:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             self.finished = True
         self._came.release()
+
+    def disown(self) -> bool:
+        """Have the lock given back when it comes; whether it has come already, so that it is the caller's to give back."""
+        with self._gate:
+            self._wanted = self._granted = False
+            return self.finished
 
     def claim(self, deadline: float) -> bool:
         """Wait for the lock; called by one owner of a turn at a time."""

@@ -345,3 +345,36 @@ def test_a_system_without_a_list_of_mounts(tmp_path: Path) -> None:
         raise FileNotFoundError
 
     refuse_network_file_system(tmp_path, missing)
+
+
+def test_a_wait_that_ends_in_the_moment_the_lock_comes(path: Path) -> None:
+    """One that gives up must not give away what the next of its process was just granted."""
+    mine, other = FileLock(path), FileLock(path)
+    inside, most, taken, until = 0, 0, 0, time.monotonic() + 1.5
+    count = threading.Lock()
+
+    def work(lock: FileLock, timeout_s: float) -> None:
+        nonlocal inside, most, taken
+        while time.monotonic() < until:
+            owner = object()
+            if lock.acquire(timeout_s, owner):
+                with count:
+                    inside += 1
+                    taken += 1
+                    most = max(most, inside)
+                time.sleep(0.0004)
+                with count:
+                    inside -= 1
+                lock.withdraw(owner)
+
+    threads = [
+        threading.Thread(target=work, args=one) for one in ((mine, 0.0005), (mine, 0.0007), (mine, 0.01), (other, 1))
+    ]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert taken > 50
+    assert most == 1
+    mine.close()
+    other.close()

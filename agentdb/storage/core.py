@@ -190,20 +190,49 @@ class WriteView(View):
         """Guard one operation: not after a time-out, and not while one rolls back."""
         return self._guard
 
-    @contextlib.contextmanager
-    def savepoint(self) -> Iterator[None]:
+    def savepoint(self) -> contextlib.AbstractContextManager[None]:
         """Undo what the block wrote if it raises, and nothing else."""
-        catalogue, versions = self.catalogue, dict(self._versions)
-        self.connection.execute("SAVEPOINT unit")
-        try:
-            yield
-        except BaseException:
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK TO unit")
-                self.connection.execute("RELEASE unit")
-            self.catalogue, self._versions = catalogue, versions
-            raise
-        self.connection.execute("RELEASE unit")
+        return _Savepoint(self)
+
+
+class _Savepoint:
+    """Undoes what a block wrote if it raises.
+
+    A class for one more reason: a generator that an interrupt leaves behind goes on when it is collected, and would roll back
+    to a savepoint of whoever has the connection then.
+    """
+
+    def __init__(self, view: WriteView) -> None:
+        self._view = view
+
+    def __enter__(self) -> None:
+        view = self._view
+        self._before = view.catalogue, dict(view._versions)
+        view.connection.execute("SAVEPOINT unit")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        view = self._view
+        if kind is None:
+            view.connection.execute("RELEASE unit")
+            return
+        if view.connection.in_transaction and not view.expired:
+            view.connection.execute("ROLLBACK TO unit")
+            view.connection.execute("RELEASE unit")
+        view.catalogue, view._versions = self._before
+
+
+class _Nested(_Savepoint):
+    """A transaction inside a transaction, which may have ended by the time the block does."""
+
+    def __enter__(self) -> None:
+        with self._view.use(), storage_errors():
+            super().__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None and (self._view.expired or self._view.is_over):
+            return  # nothing is left to undo
+        with self._view.use(), storage_errors():
+            super().__exit__(kind, error, trace)
 
 
 class _Guard:
@@ -646,10 +675,9 @@ class Core:
         if view is not None:
             if not isinstance(view, WriteView):
                 raise UnavailableError("a snapshot is open in this thread or task; leave its block before you write")
-            with view.use(), storage_errors():
-                view.connection.execute("SAVEPOINT unit")
             # Inside, each operation guards itself; here only the outcome of the block counts.
-            yield from self._nested(view)
+            with _Nested(view):
+                yield view
             return
         self.before_write()
         owner, watch = object(), None
@@ -678,21 +706,6 @@ class Core:
             watch = self.watched
             if watch is not None:
                 watch.check()
-
-    @staticmethod
-    def _nested(view: WriteView) -> Iterator[WriteView]:
-        catalogue, versions = view.catalogue, dict(view._versions)
-        try:
-            yield view
-        except BaseException:
-            if not view.expired and view.connection.in_transaction:
-                with view.use(), storage_errors():
-                    view.connection.execute("ROLLBACK TO unit")
-                    view.connection.execute("RELEASE unit")
-                view.catalogue, view._versions = catalogue, versions
-            raise
-        with view.use(), storage_errors():
-            view.connection.execute("RELEASE unit")
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[View]:

@@ -341,7 +341,7 @@ class Column:
     def from_arrow(self, array: pa.Array | pa.ChunkedArray) -> list[Any]:
         """Return an array of the cold type as physical values."""
         if isinstance(array, pa.ChunkedArray):
-            array = array.combine_chunks()
+            array = _whole(array)
         if self.kind == "vector":
             missing = array.is_null().to_pylist() if array.null_count else None
             flat = self.vector_matrix(array)
@@ -370,9 +370,7 @@ class Column:
             InvalidInputError: it cannot be cast without loss, holds nulls, NaN or invalid JSON where not allowed.
         """
         if isinstance(array, pa.ChunkedArray):
-            array = array.combine_chunks()
-            if isinstance(array, pa.ChunkedArray):
-                array = pa.concat_arrays(array.chunks)
+            array = _whole(array)
         if not self.nullable and array.null_count:
             raise InvalidInputError(f"column {self.name} must not be null")
         if isinstance(array, pa.ExtensionArray):
@@ -396,7 +394,7 @@ class Column:
             ]
             return pa.array(texts, pa.string())
         if self.kind == "vector":
-            self._check_finite(array.flatten() if array.null_count else array.values)
+            self._check_finite(array.flatten())  # of this slice, and without null rows
         else:
             self._check_scalars(array)
         return array
@@ -702,7 +700,7 @@ class TableSchema:
         """Return the ``_key`` of every row of a table in the cold layout, vectorised."""
         parts: list[Any] = []
         for _, column in self._key_columns:
-            array = table.column(column.name).combine_chunks()
+            array = _whole(table.column(column.name))
             if column.kind == "string":
                 text = array.cast(pa.string())
                 if pc.any(pc.match_substring_regex(text, "[\x01-\x02]|\\x00")).as_py():
@@ -876,6 +874,13 @@ class TableSchema:
     def __repr__(self) -> str:
         columns = ", ".join(f"{c.name}: {c.type_name}" for c in self.columns)
         return f"TableSchema({self.name!r}, [{columns}], key={self.key}, indexed={self.indexed})"
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array; `combine_chunks` would copy even a single chunk, be it of 300 MB."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def _keep_last(table: pa.Table) -> pa.Table:

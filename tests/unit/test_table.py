@@ -583,3 +583,26 @@ def test_a_reader_of_an_older_state_does_not_see_new_columns(db: agentdb.Databas
     assert all("title" not in row for row in rest)
     with db.snapshot():
         assert docs.get("d001")["title"] == "x"
+
+
+def test_a_slice_of_arrow_data_is_only_the_slice(db_path):
+    values = np.arange(40, dtype=np.float32)
+    values[:4] = np.nan
+    whole = pa.table(
+        {
+            "id": [f"r{i}" for i in range(10)],
+            "n": list(range(10)),
+            "vector": pa.FixedSizeListArray.from_arrays(pa.array(values), 4),
+        }
+    )
+    fields = [pa.field("id", pa.string()), pa.field("n", pa.int64()), pa.field("vector", pa.list_(pa.float32(), 4))]
+    for small in (True, False):
+        config = Config(maintenance=False) if small else Config(maintenance=False, bulk_rows=1, bulk_bytes=1)
+        with agentdb.open(db_path / str(small), config=config) as db:
+            table = db.table(TableSchema("t", fields, key=["id", "n"]))
+            assert table.put_many(whole.slice(2, 5)) == 5
+            assert [row["n"] for row in table.scan(order_by="n")] == [2, 3, 4, 5, 6]
+            assert table.get(("r6", 6))["vector"].tolist() == [24, 25, 26, 27]
+            assert db.verify().ok
+            with pytest.raises(InvalidInputError, match="NaN"):
+                table.put_many(whole)

@@ -378,13 +378,18 @@ class Revision:
             with cold_errors(f"adding columns to {self._dataset}"):
                 self._handle.add_columns(pa.schema(list(fields)))
 
-    def index(self) -> None:
-        """Bring every scalar index up to date: new rows become a small segment of their own, merged in maintenance."""
+    def index(self, schema: TableSchema | None = None) -> None:
+        """Bring every scalar index up to date: new rows become a small segment of their own, merged in maintenance.
+
+        Args:
+            schema: the definition that the table is about to get.
+        """
         if self._handle is None:
             return
         with cold_errors(f"indexing {self._dataset}"):
             existing = {name for one in self._handle.describe_indices() for name in one.field_names}
-            missing = {column: kind for column, kind in _indices(self._schema).items() if column not in existing}
+            wanted = _indices(schema or self._schema)
+            missing = {column: kind for column, kind in wanted.items() if column not in existing}
             if existing:
                 self._handle.optimize.optimize_indices(num_indices_to_merge=0)
             for column, kind in missing.items():

@@ -16,17 +16,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from agentdb.errors import AgentDBError
+from agentdb.errors import AgentDBError, NotFoundError
 from agentdb.storage.cold import Revision
 from agentdb.storage.core import LOCK_DIRECTORY, Core, WriteView
 from agentdb.storage.hot import TableEntry
 from agentdb.storage.schema import TableSchema
 from agentdb.types import Key, Row
 
-__all__ = ["ColdEncoder", "ColdWriter"]
+__all__ = ["ColdEncoder", "ColdWriter", "Guard"]
 
 ColdEncoder = Callable[[pa.Table, Callable[[list[Key]], list[Row | None]]], pa.Table]
 """Rewrites rows on their way to the cold tier: ``(rows sorted by key, read) -> the same rows``; ``read`` reads the cold tier."""
+
+Guard = Callable[[], object]
+"""Called inside the transaction that makes prepared rows visible; what it raises undoes that."""
 
 _SMALL_ROWS = 100_000
 """A fragment with fewer rows is worth merging with others."""
@@ -159,13 +162,15 @@ class ColdWriter:
 
     # --- bulk ---------------------------------------------------------------------------------------------------------
 
-    def bulk(self, table_id: int, name: str, rows: pa.Table) -> None:
+    def bulk(self, table_id: int, name: str, rows: pa.Table, guard: Guard | None = None) -> None:
         """Write rows (cold layout without ``_seq``) straight to the cold tier, as one commit."""
         with self._changing(table_id, name, self._core.config.write_timeout_s) as change:
+            if set(change.entry.schema.cold_arrow.names) - {*rows.column_names, "_seq"}:
+                raise NotFoundError(f"table {name} was changed while the rows were prepared")
             with self._core.reading() as view:
                 seen = view.commit_no
                 shadowing = set(change.entry.hot.keys(view.connection))
-            self._bulk(change, rows, shadowing, seen)
+            self._bulk(change, rows, shadowing, seen, guard)
 
     def bulk_inside(self, view: WriteView, entry: TableEntry, rows: pa.Table) -> bool:
         """Do the same inside a transaction, if the cold lock is free at once; False if it is not.
@@ -188,7 +193,9 @@ class ColdWriter:
             self._bulk(change, rows, set(entry.hot.keys(view.connection)), view.commit_no)
         return True
 
-    def _bulk(self, change: _Change, rows: pa.Table, shadowing: set[str], seen: int) -> None:
+    def _bulk(
+        self, change: _Change, rows: pa.Table, shadowing: set[str], seen: int, guard: Guard | None = None
+    ) -> None:
         entry = change.entry
         # Its commit number is not known yet: the catalogue maps the batch to it.
         batch = change.revision.base + 1
@@ -197,6 +204,8 @@ class ColdWriter:
         written = pa.array(rows.column("_key").combine_chunks())
 
         def finish(view: WriteView, seq: int) -> None:
+            if guard is not None:
+                guard()
             shadowing.update(entry.hot.keys_since(view.connection, seen))
             if shadowing:
                 superseded = pa.array(sorted(shadowing), pa.string())
@@ -221,6 +230,7 @@ class ColdWriter:
                 for one in (*sorted(system), *(c.name for c in schema.columns if c.name not in old))
             ]
             change.revision.add_columns(fields)
+            change.revision.index(schema)
 
             def define(view: WriteView, _: int) -> None:
                 self._core.hot.replace_definition(view.connection, entry, schema)

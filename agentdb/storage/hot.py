@@ -648,6 +648,8 @@ class HotStore:
         connection.execute("UPDATE tables SET definition = ? WHERE id = ?", (schema.to_json(), entry.id))
         hot = HotTable(entry.id, schema)
         hot.add_terms_table(connection)
+        for name in set(schema.sql_columns) - set(entry.schema.sql_columns):
+            connection.execute(f"ALTER TABLE {hot.rows} ADD COLUMN c_{name}")
         for name in schema.indexed:
             connection.execute(f"CREATE INDEX IF NOT EXISTS {hot.rows}_{name} ON {hot.rows}(c_{name})")
         _next_catalogue(connection)

@@ -800,11 +800,11 @@ class TableSchema:
 
     # --- definition ---------------------------------------------------------------------------------------------------
 
-    def with_columns(self, fields: pa.Schema | Iterable[pa.Field]) -> TableSchema:
-        """Return this schema with more columns, which are null in the rows that exist.
+    def with_columns(self, fields: pa.Schema | Iterable[pa.Field], indexed: str | Sequence[str] = ()) -> TableSchema:
+        """Return this schema with more columns, which are null in the rows that exist; ``indexed`` names some of them.
 
         Raises:
-            InvalidInputError: a column exists, or is not nullable.
+            InvalidInputError: a column exists, is not nullable, or cannot be indexed.
         """
         # A key of a name that nobody gives a column.
         added = TableSchema(self.name, [pa.field("k" * 63, pa.string()), *_fields(fields)], key="k" * 63).columns[1:]
@@ -813,15 +813,18 @@ class TableSchema:
                 raise InvalidInputError(f"column {column.name} is added to existing rows and must be nullable")
             if column.name.lower() in {c.name.lower() for c in self.columns}:
                 raise InvalidInputError(f"table {self.name} has a column {column.name!r} already")
-        return self._with([*self.columns, *added])
+        names = _names(indexed)
+        if not set(names) <= {column.name for column in added}:
+            raise InvalidInputError(f"table {self.name}: only a column that is added can be indexed with it")
+        return self._with([*self.columns, *added], [*self.indexed, *names])
 
-    def _with(self, columns: list[Column]) -> TableSchema:
+    def _with(self, columns: list[Column], indexed: list[str]) -> TableSchema:
         made = TableSchema.__new__(TableSchema)
         made._set(
             self.name,
             columns,
             list(self.key),
-            list(self.indexed),
+            indexed,
             hot_only=self.hot_only,
             embedders=self.embedders,
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import apsw
@@ -14,12 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from agentdb.errors import InvalidInputError, NotFoundError
-from agentdb.filters import Filter, columns_of, matches
+from agentdb.filters import Filter
 from agentdb.kernels.reference import distances, score_of_distance
 from agentdb.storage.core import Core, View, WriteView
-from agentdb.storage.flush import ColdWriter
+from agentdb.storage.flush import ColdWriter, Guard
 from agentdb.storage.hot import TableEntry, storage_errors
-from agentdb.storage.predicates import compile_lance, compile_sqlite, key_bounds, lance_key_range
+from agentdb.storage.plan import Plan, complete, hot_table
 from agentdb.storage.schema import Column, TableSchema
 from agentdb.types import ErasureReceipt, Hit, Key, Metric, OrderBy, Row
 
@@ -29,42 +28,6 @@ _FETCH_ROWS = 4_096
 _SORTABLE = frozenset({"string", "bool", "int", "uint64", "float", "binary", "timestamp", "date"})
 _DELETE_ATTEMPTS = 3
 _METRICS = ("cosine", "l2", "dot")
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """A filter, compiled for both tiers."""
-
-    condition: Filter | None = None
-    hot_where: str | None = None
-    hot_parameters: tuple[Any, ...] = ()
-    hot_exact: bool = True
-    cold_where: str | None = None
-    cold_exact: bool = True
-    low: str | None = None
-    high: str | None = None
-    needs: tuple[str, ...] = ()
-    """The columns that the Python evaluator reads."""
-
-    @classmethod
-    def of(cls, condition: Filter | None, entry: TableEntry) -> _Plan:
-        if condition is None:
-            return cls()
-        hot = compile_sqlite(condition, entry.schema, "r", entry.hot.terms)
-        cold = compile_lance(condition, entry.schema)
-        bounds = key_bounds(condition, entry.schema)
-        low, high = (bounds.low, bounds.high) if bounds is not None else (None, None)
-        return cls(
-            condition,
-            hot.sql,
-            hot.params,
-            hot.exact,
-            lance_key_range(low, high, cold.sql),
-            cold.exact,
-            low,
-            high,
-            tuple(sorted(columns_of(condition))),
-        )
 
 
 class Table:
@@ -177,7 +140,7 @@ class Table:
     ) -> list[tuple[str, Row]]:
         names = [c.name for c in entry.schema.columns] if columns is None else list(columns)
         table = self._core.cold.lookup(entry.dataset, version, keys, ["_key", *names])
-        table = _complete(table, entry.schema, names)
+        table = complete(table, entry.schema, names)
         return list(zip(table.column("_key").to_pylist(), entry.schema.arrow_to_rows(table, names), strict=True))
 
     # --- scans --------------------------------------------------------------------------------------------------------
@@ -226,7 +189,7 @@ class Table:
         """Return the number of rows that match."""
         with self._core.reading() as view:
             entry = self._entry(view)
-            plan = _Plan.of(filter, entry)
+            plan = Plan.of(filter, entry)
             version = view.version(entry)
             hot = self._hot_keys(view, entry, plan)
             if not version:
@@ -237,22 +200,19 @@ class Table:
             tables = self._cold_tables(entry, version, plan, [], _text(shadow))
             return len(hot) + sum(int(table.num_rows) for table in tables)
 
-    def _hot_keys(self, view: View, entry: TableEntry, plan: _Plan) -> list[str]:
+    def _hot_keys(self, view: View, entry: TableEntry, plan: Plan) -> list[str]:
         if plan.hot_exact:
             where = plan.hot_where or "1"
             return entry.hot.match_keys(view.connection, where, plan.hot_parameters, plan.low, plan.high)
         return [key for key, _ in self._hot_rows(view, entry, plan)]
 
     def _hot_rows(
-        self, view: View, entry: TableEntry, plan: _Plan, limit: int | None = None
+        self, view: View, entry: TableEntry, plan: Plan, limit: int | None = None
     ) -> list[tuple[str, list[Any]]]:
         """Return the hot rows that match; with a limit, at least the first so many in key order."""
         limit = limit if plan.hot_exact else None
         rows = entry.hot.match(view.connection, plan.hot_where, plan.hot_parameters, plan.low, plan.high, limit)
-        condition = plan.condition
-        if condition is None or plan.hot_exact:
-            return rows
-        return [one for one in rows if matches(condition, entry.schema.to_python(one[1], plan.needs))]
+        return rows if plan.hot_exact else [one for one in rows if plan.holds(entry.schema, one[1])]
 
     def _scan(
         self,
@@ -276,7 +236,7 @@ class Table:
             entry = self._entry(view)
             names = [c.name for c in entry.schema.columns] if columns is None else _chosen(entry.schema, columns)
             order = _order(entry.schema, order_by)
-            plan = _Plan.of(condition, entry)
+            plan = Plan.of(condition, entry)
             version = view.version(entry)
             hot = self._hot_rows(view, entry, plan, limit if _is_key_order(entry.schema, order) else None)
             shadow = _text(entry.hot.keys(view.connection, plan.low, plan.high) if version else [])
@@ -288,39 +248,27 @@ class Table:
             tables = self._unordered(entry, version, plan, names, hot, shadow, limit)
         return entry, _Source(self._core, tables, pin)
 
-    def _hot_table(self, entry: TableEntry, rows: Sequence[tuple[str, list[Any]]], names: Sequence[str]) -> pa.Table:
-        positions = {c.name: i for i, c in enumerate(entry.schema.columns)}
-        arrays: dict[str, pa.Array] = {"_key": pa.array([key for key, _ in rows], pa.string())}
-        for name in names:
-            at = positions[name]
-            values = [row[at] if at < len(row) else None for _, row in rows]
-            arrays[name] = entry.schema.columns[at].to_arrow(values)
-        return pa.table(arrays)
-
     def _cold_tables(
         self,
         entry: TableEntry,
         version: int,
-        plan: _Plan,
+        plan: Plan,
         names: Sequence[str],
         shadow: pa.Array,
         *,
         row_ids: bool = False,
     ) -> Iterator[pa.Table]:
         """Yield the cold rows that match and that no hot row shadows."""
-        evaluated = () if plan.cold_exact else plan.needs
-        wanted = list(dict.fromkeys((*names, *evaluated)))
+        wanted = list(dict.fromkeys((*names, *plan.evaluated)))
         for batch in self._core.cold.scan(entry.dataset, version, ["_key", *wanted], plan.cold_where, row_ids=row_ids):
             table = pa.Table.from_batches([batch])
             if len(shadow):
                 table = table.filter(pc.invert(pc.is_in(table.column("_key"), shadow)))
             if not table.num_rows:
                 continue
-            table = _complete(table, entry.schema, wanted)
-            if evaluated and plan.condition is not None:
-                condition = plan.condition
-                rows = entry.schema.arrow_to_rows(table, evaluated)
-                table = table.filter(pa.array([matches(condition, row) for row in rows], pa.bool_()))
+            table = complete(table, entry.schema, wanted)
+            if plan.evaluated:
+                table = table.filter(plan.chosen(entry.schema, table))
             if table.num_rows:
                 yield table.select(["_key", *names, *(["_rowid"] if row_ids else [])])
 
@@ -328,14 +276,14 @@ class Table:
         self,
         entry: TableEntry,
         version: int,
-        plan: _Plan,
+        plan: Plan,
         names: Sequence[str],
         hot: list[tuple[str, list[Any]]],
         shadow: pa.Array,
         limit: int | None,
     ) -> Iterator[pa.Table]:
         left = limit
-        parts = (self._hot_table(entry, hot[i : i + _FETCH_ROWS], names) for i in range(0, len(hot), _FETCH_ROWS))
+        parts = (hot_table(entry.schema, hot[i : i + _FETCH_ROWS], names) for i in range(0, len(hot), _FETCH_ROWS))
         cold = self._cold_tables(entry, version, plan, names, shadow) if version else iter(())
         for table in itertools.chain(parts, cold):
             if left is not None:
@@ -350,7 +298,7 @@ class Table:
         self,
         entry: TableEntry,
         version: int,
-        plan: _Plan,
+        plan: Plan,
         names: Sequence[str],
         order: list[tuple[str, str]],
         hot: list[tuple[str, list[Any]]],
@@ -359,7 +307,7 @@ class Table:
     ) -> Iterator[pa.Table]:
         """Sort by the order columns alone, then fetch the rows wanted: memory grows with those columns only."""
         sort_names = list(dict.fromkeys(name for name, _ in order))
-        first = self._hot_table(entry, hot, sort_names)
+        first = hot_table(entry.schema, hot, sort_names)
         first = first.append_column("_at", pa.array(np.arange(len(hot)), pa.int64()))
         first = first.append_column("_rowid", pa.nulls(len(hot), pa.uint64()))
         parts = [first]
@@ -387,10 +335,10 @@ class Table:
         at = part.column("_at").to_pylist()
         here = [hot[i] for i in at if i is not None]
         cold_ids = part.column("_rowid").combine_chunks().drop_null()
-        tables = [self._hot_table(entry, here, names)]
+        tables = [hot_table(entry.schema, here, names)]
         if len(cold_ids):
             fetched = self._core.cold.rows(entry.dataset, version, cold_ids, ["_key", *names])
-            tables.append(_complete(fetched, entry.schema, names).select(["_key", *names]))
+            tables.append(complete(fetched, entry.schema, names).select(["_key", *names]))
         rows = pa.concat_tables(tables)
         hot_at, cold_at = itertools.count(), itertools.count(len(here))
         return rows.take(pa.array([next(cold_at) if i is None else next(hot_at) for i in at], pa.int64()))
@@ -435,7 +383,7 @@ class Table:
             target = np.frombuffer(vector.to_physical(query), vector.dtype).astype(np.float32)
             if metric == "cosine" and not target.any():
                 raise InvalidInputError("the query must not be the zero vector with cosine")
-            plan = _Plan.of(filter, entry)
+            plan = Plan.of(filter, entry)
             plain = [c.name for c in entry.schema.columns if c.kind != "vector"]
             names = plain if columns is None else _chosen(entry.schema, columns)
             found = self._nearest(view, entry, plan, vector, target, k, metric)
@@ -456,13 +404,13 @@ class Table:
         self,
         view: View,
         entry: TableEntry,
-        plan: _Plan,
+        plan: Plan,
         vector: Column,
         query: np.ndarray[Any, Any],
         k: int,
         metric: Metric,
     ) -> list[tuple[float, str]]:
-        hot = self._hot_table(entry, self._hot_rows(view, entry, plan), [vector.name])
+        hot = hot_table(entry.schema, self._hot_rows(view, entry, plan), [vector.name])
         found = _ranked(hot, vector, query, metric)
         version = view.version(entry)
         if not version:
@@ -484,7 +432,7 @@ class Table:
         self,
         entry: TableEntry,
         version: int,
-        plan: _Plan,
+        plan: Plan,
         vector: Column,
         query: np.ndarray[Any, Any],
         k: int,
@@ -549,14 +497,8 @@ class Table:
         elif isinstance(rows, pa.RecordBatch):
             rows = pa.Table.from_batches([rows])
         if isinstance(rows, pa.Table):
-            count = int(rows.num_rows)
-            table = schema.from_user_arrow(rows)
-            if self._is_bulk(entry, table.num_rows, table.nbytes) and self._bulk(entry, table):
-                return count
-            columns = [c.from_arrow(table.column(c.name)) for c in schema.columns]
-            keyed = zip(table.column("_key").to_pylist(), zip(*columns, strict=True), strict=True)
-            self._put(list(keyed), schema)
-            return count
+            self._put_table(entry, schema.from_user_arrow(rows))
+            return int(rows.num_rows)
         if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
             raise InvalidInputError(f"rows must be an iterable of mappings or Arrow data, not {type(rows).__name__}")
         physical = [schema.to_physical(row) for row in rows]
@@ -580,25 +522,38 @@ class Table:
         with core.reading() as now:
             return self._entry(now)
 
+    def _put_table(self, entry: TableEntry, table: pa.Table, guard: Guard | None = None) -> None:
+        """Store rows in the cold layout, without ``_seq`` and with distinct keys."""
+        schema = entry.schema
+        if self._is_bulk(entry, table.num_rows, table.nbytes) and self._bulk(entry, table, guard):
+            return
+        columns = [c.from_arrow(table.column(c.name)) for c in schema.columns]
+        keyed = zip(table.column("_key").to_pylist(), zip(*columns, strict=True), strict=True)
+        self._put(list(keyed), schema, guard)
+
     def _is_bulk(self, entry: TableEntry, rows: int, size: int) -> bool:
         config = self._core.config
         return not entry.schema.hot_only and rows >= config.bulk_rows and size >= config.bulk_bytes
 
-    def _bulk(self, entry: TableEntry, table: pa.Table) -> bool:
+    def _bulk(self, entry: TableEntry, table: pa.Table, guard: Guard | None = None) -> bool:
         view = self._core.current()
         if view is None:
-            self._writer.bulk(self._id, self._name, table)
+            self._writer.bulk(self._id, self._name, table, guard)
             return True
         if not isinstance(view, WriteView):
             return False  # refused with a clear error by the ordinary way
+        if guard is not None:
+            guard()
         with view.use(), storage_errors():
             return self._writer.bulk_inside(view, entry, table)
 
-    def _put(self, rows: Sequence[tuple[str, Sequence[Any]]], schema: TableSchema) -> None:
+    def _put(self, rows: Sequence[tuple[str, Sequence[Any]]], schema: TableSchema, guard: Guard | None = None) -> None:
         if not rows:
             return
 
         def work() -> None:
+            if guard is not None:
+                guard()
             view, entry = self._writing()
             if entry.schema is not schema and entry.schema.columns[: len(schema.columns)] != schema.columns:
                 raise NotFoundError(f"table {self._name} was changed while the rows were prepared")
@@ -676,7 +631,7 @@ class Table:
             changed = set(entry.hot.keys_since(view.connection, resolved[0]))
             keys = [key for key in resolved[2] if key not in changed]
             if changed:
-                plan = _Plan.of(condition, entry)
+                plan = Plan.of(condition, entry)
                 keys += [key for key in self._hot_keys(view, entry, plan) if key in changed]
         seq = view.next_seq()
         if keys:
@@ -697,7 +652,7 @@ class Table:
         return [key for key in keys if known.get(key) is not None or key in cold]
 
     def _matching(self, view: View, entry: TableEntry, condition: Filter) -> list[str]:
-        plan = _Plan.of(condition, entry)
+        plan = Plan.of(condition, entry)
         keys = self._hot_keys(view, entry, plan)
         version = view.version(entry)
         if version:
@@ -708,13 +663,13 @@ class Table:
 
     # --- definition ---------------------------------------------------------------------------------------------------
 
-    def add_columns(self, fields: pa.Schema | Iterable[pa.Field]) -> None:
-        """Add nullable columns; they are None in the rows that exist.
+    def add_columns(self, fields: pa.Schema | Iterable[pa.Field], *, indexed: str | Sequence[str] = ()) -> None:
+        """Add nullable columns, some of them ``indexed``; they are None in the rows that exist.
 
         Raises:
             InvalidInputError: a column exists already, is not nullable, or its type is not supported.
         """
-        schema = self._writable_entry().schema.with_columns(fields)
+        schema = self._writable_entry().schema.with_columns(fields, indexed)
         if self._core.current() is not None:
             raise InvalidInputError("columns cannot be added inside a transaction or snapshot")
         self._writer.add_columns(self._id, self._name, schema)
@@ -768,14 +723,6 @@ class _Rows(Iterator[Any]):
         """End the iteration and let go of its snapshot."""
         self._ready = iter(())
         self._source.close()
-
-
-def _complete(table: pa.Table, schema: TableSchema, names: Iterable[str]) -> pa.Table:
-    """Add columns that an older version of the dataset does not have, as nulls."""
-    for name in names:
-        if name not in table.column_names:
-            table = table.append_column(name, pa.nulls(table.num_rows, schema.column(name).cold_type))
-    return table
 
 
 def _text(keys: Sequence[str]) -> pa.Array:

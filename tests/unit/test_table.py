@@ -606,3 +606,36 @@ def test_a_slice_of_arrow_data_is_only_the_slice(db_path):
             assert db.verify().ok
             with pytest.raises(InvalidInputError, match="NaN"):
                 table.put_many(whole)
+
+
+def test_an_indexed_column_can_be_added_to_a_table_with_rows_in_both_tiers(db_path: Path) -> None:
+    with agentdb.open(db_path, config=Config(maintenance=False)) as db:
+        table = db.table(TableSchema("t", [pa.field("id", pa.string())], key="id"))
+        table.put({"id": "cold"})
+        db.flush()
+        table.put({"id": "hot"})
+        table.add_columns([pa.field("n", pa.int64()), pa.field("other", pa.int64())], indexed=["n"])
+        assert table.schema.indexed == ("n",)
+        assert table.count(field("n").is_null()) == 2
+        table.put({"id": "new", "n": 7})
+        for _ in range(2):
+            assert [row["id"] for row in table.scan(field("n") >= 7)] == ["new"]
+            db.flush()
+        assert db.verify().ok
+        with pytest.raises(InvalidInputError, match="only a column that is added"):
+            table.add_columns([pa.field("third", pa.int64())], indexed=["other"])
+
+
+@pytest.mark.parametrize("count", [3, 50])
+def test_a_guard_refuses_rows_in_the_transaction_that_would_show_them(db_path: Path, count: int) -> None:
+    config = Config(maintenance=False, bulk_rows=10, bulk_bytes=1)
+    with agentdb.open(db_path, config=config) as db:
+        table = db.table(TableSchema("t", [pa.field("id", pa.string())], key="id"))
+        entry = table._writable_entry()
+        rows = entry.schema.from_user_arrow(pa.table({"id": [str(i) for i in range(count)]}))
+        with pytest.raises(ZeroDivisionError):
+            table._put_table(entry, rows, lambda: 1 / 0)
+        assert table.count() == 0
+        table._put_table(entry, rows, table.count)
+        assert table.count() == count
+        assert db.verify().ok

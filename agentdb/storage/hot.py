@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import apsw
 import msgpack
@@ -29,7 +29,7 @@ from agentdb.storage.locks import fork_generation
 from agentdb.storage.payload import pack, unpack
 from agentdb.storage.schema import TableSchema
 
-__all__ = ["FORMAT_VERSION", "Catalogue", "HotStore", "HotTable", "Pending", "Statistics", "storage_errors"]
+__all__ = ["FORMAT_VERSION", "Catalogue", "HotStore", "HotTable", "Pending", "Statistics", "Written", "storage_errors"]
 
 FORMAT_VERSION = 1
 APPLICATION_ID = 0x41674442  # "AgDB"
@@ -155,6 +155,14 @@ class Pending:
     keys: list[str]
     seqs: list[int]
     values: list[list[Any] | None]
+
+
+class Written(NamedTuple):
+    """One hot row or tombstone, without its content."""
+
+    id: int
+    key: str
+    seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +364,35 @@ class HotTable:
                 break
             keys.append(key)
         return keys
+
+    def written(self, connection: apsw.Connection, after_id: int) -> list[Written]:
+        """Return the rows and tombstones above a write number, in their order."""
+        rows = connection.execute(f"SELECT id, _key, _seq FROM {self.rows} WHERE id > ? ORDER BY id", (after_id,))
+        return [Written(*row) for row in rows]
+
+    def rows_since(
+        self, connection: apsw.Connection, after_id: int, where: str | None = None, parameters: Sequence[Any] = ()
+    ) -> dict[int, list[Any]]:
+        """Return write number -> row of those above a write number for which a compiled predicate holds."""
+        sql = f"SELECT id, row FROM {self.rows} AS r WHERE id > ? AND _op = 0"
+        if where is not None:
+            sql += f" AND ({where})"
+        return {no: _decode_row(row) for no, row in connection.execute(sql, (after_id, *parameters))}
+
+    def by_number(self, connection: apsw.Connection, numbers: Sequence[int]) -> dict[int, list[Any]]:
+        """Return write number -> row."""
+        found: dict[int, list[Any]] = {}
+        for start in range(0, len(numbers), _MAX_PARAMETERS):
+            part = numbers[start : start + _MAX_PARAMETERS]
+            marks = ",".join("?" * len(part))
+            sql = f"SELECT id, row FROM {self.rows} WHERE id IN ({marks}) AND _op = 0"
+            found.update((no, _decode_row(row)) for no, row in connection.execute(sql, part))
+        return found
+
+    def match_numbers(self, connection: apsw.Connection, where: str, parameters: Sequence[Any]) -> list[int]:
+        """Return the write numbers of the rows for which a compiled predicate holds."""
+        rows = connection.execute(f"SELECT id FROM {self.rows} AS r WHERE _op = 0 AND ({where})", parameters)
+        return [row[0] for row in rows]
 
     def pending(self, connection: apsw.Connection, max_rows: int, max_bytes: int) -> Pending:
         """Return the oldest rows and tombstones, up to the limits but always whole commits."""

@@ -440,10 +440,23 @@ def encode_key_part(column: Column, physical: Any) -> str:
 
 _ESCAPES = str.maketrans({chr(i): ESCAPE + chr(i + 0x10) for i in range(3)})
 _NEEDS_ESCAPE = re.compile("[\x00-\x02]")
+_ESCAPED = re.compile(ESCAPE + "(.)")
 
 
 def _escape(text: str) -> str:
     return text.translate(_ESCAPES) if _NEEDS_ESCAPE.search(text) else text
+
+
+def _decode_key_part(column: Column, text: str) -> Any:
+    match column.kind:
+        case "string":
+            return _ESCAPED.sub(lambda found: chr(ord(found[1]) - 0x10), text) if ESCAPE in text else text
+        case "binary":
+            return bytes.fromhex(text)
+        case "bool":
+            return text == "1"
+        case _:
+            return int(text, 16) - _U64_OFFSET
 
 
 def after_prefix(prefix: str) -> str:
@@ -695,6 +708,15 @@ class TableSchema:
     def key_values(self, row: Mapping[str, Any]) -> Key:
         """Return a row's key as callers write it."""
         return row[self.key[0]] if len(self.key) == 1 else tuple(row[name] for name in self.key)
+
+    def decode_key(self, text: str) -> Key:
+        """Return the key that `encode_key` made a ``_key`` of."""
+        parts = text[:-1].split(SEPARATOR)
+        values = [
+            column.to_python(_decode_key_part(column, part))
+            for (_, column), part in zip(self._key_columns, parts, strict=True)
+        ]
+        return values[0] if len(values) == 1 else tuple(values)
 
     def encode_keys(self, table: pa.Table) -> pa.Array:
         """Return the ``_key`` of every row of a table in the cold layout, vectorised."""

@@ -17,6 +17,7 @@ from agentdb.filters import Filter
 from agentdb.kernels.reference import distances, score_of_distance
 from agentdb.storage.core import Core, View, WriteView
 from agentdb.storage.flush import ColdWriter, Guard
+from agentdb.storage.follower import Follower, Part
 from agentdb.storage.hot import TableEntry, storage_errors
 from agentdb.storage.plan import Plan, complete, hot_table
 from agentdb.storage.schema import Column, TableSchema
@@ -472,6 +473,30 @@ class Table:
         if rest:
             rows.update(self._cold_rows(entry, view.version(entry), rest, both))
         return {key: (row, {name: row[name] for name in names}) for key, row in rows.items()}
+
+    # --- following ----------------------------------------------------------------------------------------------------
+
+    def follow(self, columns: Sequence[str], *, filter: Filter | None = None, part: Part = "all") -> Follower:
+        """Return a follower of this table's rows, or of those that match; it has read nothing yet.
+
+        Args:
+            columns: those whose values `Follower.advance` delivers.
+            filter: only rows that match.
+            part: ``"hot"``: only rows that wait for a flush.
+
+        Raises:
+            InvalidInputError: an unknown column.
+        """
+        with self._core.reading() as view:
+            entry = self._entry(view)
+            names = _chosen(entry.schema, columns)
+            Plan.of(filter, entry)
+        return Follower(self._core, self._id, self._name, names, filter, part)
+
+    def is_plain_view(self) -> bool:
+        """Whether reads of the caller see a committed state: no transaction of its thread or task is open."""
+        view = self._core.current()
+        return view is None or not view.writable
 
     # --- writes -------------------------------------------------------------------------------------------------------
 

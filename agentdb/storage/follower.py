@@ -444,7 +444,7 @@ class Follower:
 
 
 def _row_ids(rows: pa.Table | pa.RecordBatch) -> npt.NDArray[np.int64]:
-    ids: npt.NDArray[np.uint64] = rows.column("_rowid").to_numpy(zero_copy_only=False)  # type: ignore[call-arg]
+    ids: npt.NDArray[np.uint64] = rows.column("_rowid").to_numpy(zero_copy_only=False)
     return ids.astype(np.int64)
 
 

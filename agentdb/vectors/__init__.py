@@ -1,0 +1,1 @@
+"""Collections of vectors and texts, and how they are searched."""

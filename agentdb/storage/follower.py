@@ -205,8 +205,12 @@ class Follower:
             parts = []
             for batch in cold.scan(entry.dataset, version, ["_key", *wanted], where, row_ids=True):
                 table = complete(pa.Table.from_batches([batch]), entry.schema, wanted)
-                parts.append(_row_ids(table))
-                self._take(table, parts[-1], entry, plan, shadow, step)
+                ids = _row_ids(table)
+                parts.append(ids)
+                if shadow:
+                    hidden = pc.is_in(table.column("_key"), pa.array(list(shadow), pa.string()))
+                    table, ids = _filtered(table, ids, pc.invert(hidden))
+                self._take(table, ids, entry, plan, step)
             step.seen = np.concatenate(parts) if parts else np.empty(0, np.int64)
             return
         batches = list(cold.scan(entry.dataset, version, [], where, row_ids=True))
@@ -229,22 +233,10 @@ class Follower:
         if fresh:
             ids = new[fresh]
             table = cold.rows(entry.dataset, version, pa.array(ids, pa.uint64()), ["_key", *wanted])
-            self._take(complete(table, entry.schema, wanted), ids, entry, plan, shadow, step)
+            self._take(complete(table, entry.schema, wanted), ids, entry, plan, step)
 
-    def _take(
-        self,
-        table: pa.Table,
-        ids: npt.NDArray[np.int64],
-        entry: TableEntry,
-        plan: Plan,
-        shadow: set[str],
-        step: _Step,
-    ) -> None:
-        """Add those of some cold rows that count."""
-        if shadow:
-            hidden = pc.is_in(table.column("_key"), pa.array(list(shadow), pa.string()))
-            if pc.any(hidden).as_py():
-                table, ids = _filtered(table, ids, pc.invert(hidden))
+    def _take(self, table: pa.Table, ids: npt.NDArray[np.int64], entry: TableEntry, plan: Plan, step: _Step) -> None:
+        """Add those of some cold rows for which the filter holds."""
         if plan.evaluated and table.num_rows:
             table, ids = _filtered(table, ids, plan.chosen(entry.schema, table))
         step.add(table.select(["_key", *self.columns]), ids)

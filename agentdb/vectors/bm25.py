@@ -76,26 +76,33 @@ def _run_of(hashes: npt.NDArray[np.uint32], slots: npt.NDArray[np.int32], counts
     return _Run(terms[firsts], np.append(firsts, len(terms)), slots[order], counts[order])
 
 
-def _merged(older: _Run, newer: _Run, live: npt.NDArray[np.bool_]) -> _Run:
-    """Return one run of the postings of both that belong to living rows."""
+def _without_dead(run: _Run, live: npt.NDArray[np.bool_]) -> _Run:
+    """Return the postings of a run that belong to living rows."""
+    alive = live[run.slots]
+    if alive.all():
+        return run
+    offsets = np.concatenate([[0], np.cumsum(alive)])[run.offsets]
+    kept = offsets[1:] > offsets[:-1]
+    return _Run(run.terms[kept], np.append(offsets[:-1][kept], offsets[-1]), run.slots[alive], run.counts[alive])
+
+
+def _merged(older: _Run, newer: _Run) -> _Run:
+    """Return the postings of both runs as one; the older's slots are the lower ones."""
     terms = np.union1d(older.terms, newer.terms)
-    parts = []
-    for run in (older, newer):
-        alive = live[run.slots]
-        owners = np.repeat(np.searchsorted(terms, run.terms), np.diff(run.offsets))[alive]
-        parts.append((owners, run.slots[alive], run.counts[alive], np.bincount(owners, minlength=len(terms))))
-    sizes = parts[0][3] + parts[1][3]
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    slots, counts = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.uint16)
-    begin = starts[:-1]
-    for owners, its_slots, its_counts, its_sizes in parts:
-        # The n-th posting of a part lies as far behind its term's begin as it does within the part.
-        shift = begin - (np.cumsum(its_sizes) - its_sizes)
-        at = np.arange(len(owners)) + shift[owners]
-        slots[at], counts[at] = its_slots, its_counts
-        begin = begin + its_sizes
-    kept = sizes > 0
-    return _Run(terms[kept], np.append(starts[:-1][kept], starts[-1]), slots, counts)
+    sizes = np.zeros(len(terms), np.int64)
+    sizes[np.searchsorted(terms, older.terms)] = np.diff(older.offsets)
+    places, added = np.searchsorted(terms, newer.terms), np.diff(newer.offsets)
+    behind = sizes[places]
+    sizes[places] += added
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    # A term's newer postings stand behind its older ones; everything else only moves up, in its order.
+    at = np.repeat(offsets[places] + behind - newer.offsets[:-1], added) + np.arange(len(newer.slots))
+    is_older = np.ones(offsets[-1], bool)
+    is_older[at] = False
+    slots, counts = np.empty(offsets[-1], np.int32), np.empty(offsets[-1], np.uint16)
+    slots[at], counts[at] = newer.slots, newer.counts
+    slots[is_older], counts[is_older] = older.slots, older.counts
+    return _Run(terms, offsets, slots, counts)
 
 
 def _room(array: npt.NDArray[Any], used: int, more: int) -> npt.NDArray[Any]:
@@ -218,7 +225,7 @@ class Bm25Block:
     def _add_run(self, run: _Run) -> None:
         runs = self._runs
         while runs and len(runs[-1].slots) < _RATIO * len(run.slots):
-            run, runs = _merged(runs[-1], run, self._live), runs[:-1]
+            run, runs = _merged(_without_dead(runs[-1], self._live), _without_dead(run, self._live)), runs[:-1]
         self._runs = (*runs, run)
 
 

@@ -318,46 +318,59 @@ def tune(device):
     x = make_rows(n, d, device, clustered=False).to(torch.bfloat16)
     alpha, beta = torch.ones(n, device=device), torch.zeros(n, device=device)
     bits = torch.full((n // 32,), -1, dtype=torch.int32, device=device)
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
     for n_queries in (1, 64, 1024):
         q = make_rows(n_queries, d, device, clustered=False).to(torch.bfloat16)
         results = []
         if n_queries == 1:
-            shapes = itertools.product((False,), (32, 64, 128), (16,), (64, 128), (4,), (2, 3, 4))
+            shapes = itertools.product((0,), (64, 128), (16,), (64, 128), (4,), (2, 3, 4))
         elif n_queries == 64:
-            shapes = itertools.product((False, True), (64, 128), (64,), (64, 128), (4,), (3, 4))
+            shapes = [
+                *itertools.product((0,), (64, 128), (64,), (64, 128), (4,), (3, 4)),
+                *itertools.product((1, 2, 3), (64, 128, 256), (64,), (64,), (4,), (3, 4)),
+            ]
         else:
-            tiles = (((128, 128), 4), ((128, 128), 8), ((128, 256), 8), ((256, 128), 8), ((64, 256), 4))
+            tiles = (((128, 128), 4), ((128, 128), 8), ((128, 256), 8), ((256, 128), 8), ((256, 64), 4))
+            # How many programs of a kind share a multiprocessor; 99 is one program a tile.
             shapes = (
-                (tma, *tile, bk, warps, stages)
-                for tma in (False, True)
+                (each, *tile, 64, warps, stages)
+                for each in (1, 2, 99)
                 for tile, warps in tiles
-                for bk, stages in ((64, 3), (64, 4), (128, 2))
-            )
-        for tma, br, bq, bk, warps, stages in shapes:
-            if (br + bq) * bk * 2 * stages > 225_000:
+                for stages in (3, 4)
+            )  # fmt: skip
+        for each, br, bq, bk, warps, stages in shapes:
+            if (br + bq) * bk * 2 * stages * (min(each, 3) if each != 99 else 1) > 228_000:
                 continue
-            group = min(64, br)
+            group = min(32, br)
             out = torch.full((n_queries, n // group), float("nan"), device=device)
             grid = (triton.cdiv(n_queries, bq), triton.cdiv(n, br))
             common = (alpha, beta, alpha, bits, out, n_queries, n, n // group, 0)
-            shape = {"D": d, "BR": br, "BQ": bq, "BK": bk, "G": group, "SHIFT": False, "STAGES": stages}
+            shape = {"D": d, "BR": br, "BQ": bq, "BK": bk, "G": group, "SHIFT": False, "WIDE": False}
 
-            def run(tma=tma, bq=bq, br=br, bk=bk, warps=warps, grid=grid, common=common, shape=shape, q=q):
-                if tma:
+            def run(each=each, bq=bq, br=br, bk=bk, warps=warps, grid=grid, common=common, shape=shape, q=q, st=stages):  # fmt: skip
+                if each:
                     qd, xd = TensorDescriptor.from_tensor(q, [bq, bk]), TensorDescriptor.from_tensor(x, [br, bk])
-                    return programs.group_max_tma[grid](qd, xd, *common, **shape, num_warps=warps)
-                return programs.group_max[grid](q, x, *common, **shape, WIDE=False, num_warps=warps)
+                    programs_of = min(grid[0] * grid[1], each * processors if each != 99 else 1 << 30)
+                    return programs.group_max_tma[(programs_of,)](
+                        qd, xd, *common, **shape, num_warps=warps, num_stages=st
+                    )
+                table = torch.tensor(
+                    [one.data_ptr() for one in (x, x, alpha, beta, bits)], device=device
+                )  # fmt: skip
+                return programs.group_max[grid](
+                    q, table, alpha, common[4], *common[5:8], n, 1, **shape, STAGES=st, num_warps=warps
+                )
 
             try:
                 kernel = run()
                 torch.cuda.synchronize()
                 ms = triton.testing.do_bench(run, warmup=3, rep=15, return_mode="median")
-                results.append((ms, tma, br, bq, bk, warps, stages, kernel.n_spills))
+                results.append((ms, each, br, bq, bk, warps, stages, kernel.n_spills))
             except Exception as error:
-                results.append((1e9, tma, br, bq, bk, warps, stages, f"{type(error).__name__} {str(error)[:60]}"))
+                results.append((1e9, each, br, bq, bk, warps, stages, f"{type(error).__name__} {str(error)[:60]}"))
         results.sort(key=lambda one: one[0])
-        print(f"group_max Q={n_queries} N={n}: ms, tma, BR, BQ, BK, warps, stages, spills")
-        for one in results[:8]:
+        print(f"group_max Q={n_queries} N={n}: ms, TMA programs each, BR, BQ, BK, warps, stages, spills")
+        for one in results[:14]:
             print(
                 "   ", *one, f"{2 * n * d * n_queries / one[0] / 1e9:.0f} TFLOP/s {2 * n * d / one[0] / 1e6:.0f} GB/s"
             )

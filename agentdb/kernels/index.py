@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,7 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from agentdb.errors import InvalidInputError, UnavailableError
-from agentdb.kernels.choice import Backend, Choice, choose, explain, require_torch, triton_ops
+from agentdb.kernels.choice import Backend, Choice, explain, require_torch
+from agentdb.kernels.replay import Replays
+from agentdb.kernels.search import Neighbours, SearchCounts, Searcher
 from agentdb.kernels.view import METRICS, PAGE, View
 from agentdb.types import Metric
 
@@ -22,50 +23,13 @@ __all__ = ["DeviceIndex", "Neighbours", "SearchCounts"]
 
 _SLAB_ROWS = 1 << 18
 _FIRST_ROWS = 1 << 12
-_SCORE_BYTES = 1 << 29
 _DIRECT_ROWS = 4096
-_WIDEST_ROWS = 1 << 18
 _LARGEST = 1e15
 _MAX_K = 1000
 _COMPACT_ABOVE = 0.25
 _UPLOAD_ROWS = 1 << 17
 
 Ids = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class SearchCounts:
-    """How many queries needed what.
-
-    Attributes:
-        queries: all.
-        widened: those whose first candidates could not be proved complete, so that more were scored.
-        scanned: those for which every row was scored in float64.
-    """
-
-    queries: int = 0
-    widened: int = 0
-    scanned: int = 0
-
-    def __add__(self, other: SearchCounts) -> SearchCounts:
-        return SearchCounts(
-            self.queries + other.queries, self.widened + other.widened, self.scanned + other.scanned
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """The exact K best rows of each query, best first, ties by lower id.
-
-    Attributes:
-        ids: `[Q, K]` int64, -1 where there was no further row.
-        scores: `[Q, K]` float32 (computed in float64), -inf there.
-        counts: how the result was proved complete.
-    """
-
-    ids: Ids
-    scores: npt.NDArray[np.float32]
-    counts: SearchCounts
 
 
 @dataclass(slots=True)
@@ -92,6 +56,7 @@ class _State:
     live: npt.NDArray[np.bool_]
     n_live: int
     attributes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    replays: Replays | None = None
 
     @cached_property
     def segments(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], Any]:
@@ -150,11 +115,11 @@ class DeviceIndex:
         self.metric = metric
         self.device = self._torch.device(device)
         self._prefer = prefer
-        self._modules: dict[str, Any] = {}
         self._slab_rows = slab_rows
         # The matrix unit takes 16 numbers at a time, and blocks of 64 where the row is long enough to pay for them.
         unit = 64 if dimension > 48 else 16
         self._width = -(-dimension // unit) * unit
+        self._searcher = Searcher(self.device, dimension, self._width, prefer)
         self._attribute_names = tuple(attributes)
         self._budget_bytes = budget_bytes
         self._lock = threading.RLock()
@@ -262,6 +227,8 @@ class DeviceIndex:
             alpha: one factor or `[N]`.
             beta: one summand or `[N]`.
         """
+        from agentdb.kernels import torch_ops
+
         wanted = _integers(ids, "ids")
         factors = _numbers(alpha, len(wanted), "alpha")
         summands = _numbers(beta, len(wanted), "beta")
@@ -274,13 +241,15 @@ class DeviceIndex:
                     one = self._slabs[slab]
                     for name in ("alpha", "beta", "weight", "bias"):
                         setattr(one, name, getattr(one, name).clone())
-                    rows = self._ops("gather").join(one.high[inside], one.low[inside])
+                    rows = torch_ops.join(one.high[inside], one.low[inside])
                     self._scale(one, inside, rows, one.high[inside], factors[at][mine], summands[at][mine])
                 self._publish(np.empty(0, np.int64))
         return len(at)
 
     def get(self, ids: Any) -> npt.NDArray[np.float32]:
         """Return the stored rows `[N, D]`, bit for bit; NaN for an id that is not there."""
+        from agentdb.kernels import torch_ops
+
         with self._lock:
             addresses = self._lookup(_integers(ids, "ids"))
             view = self._state.view
@@ -288,7 +257,7 @@ class DeviceIndex:
         known = addresses >= 0
         if view is not None and known.any():
             at = self._torch.from_numpy(addresses[known]).to(self.device)
-            out[known] = self._ops("gather").gather(view, at)[:, : self.dimension].cpu().numpy()
+            out[known] = torch_ops.gather(view, at)[:, : self.dimension].cpu().numpy()
         return out
 
     def compact(self) -> None:
@@ -339,16 +308,10 @@ class DeviceIndex:
         if where or (allowed is not None and len(allowed) > _DIRECT_ROWS):
             view = self._restrict(state, view, allowed, where or {})
             allowed = None if not where else allowed
-        q = self._prepare(view, given)
         if allowed is not None and not where:
-            return self._search_rows(view, q, allowed, k)
-        group = _group_rows(view.n_rows, k, self._width)
-        step = max(1, _SCORE_BYTES // 4 // max(view.n_groups(group), (k + _spare(k)) * group))
-        parts = [
-            self._search_part(view, q.part(begin, begin + step) if step < len(given) else q, k, group)
-            for begin in range(0, len(given), step)
-        ]
-        return self._result(parts)
+            return self._counted(self._searcher.rows(view, given, allowed, k))
+        replays = state.replays if view is state.view else None
+        return self._counted(self._searcher.flat(view, replays, given, k))
 
     def search_segments(self, queries: Any, owners: Any, k: int) -> Neighbours:
         """Return for each query the exact K best rows of its own owner, best first, ties by lower id.
@@ -361,7 +324,6 @@ class DeviceIndex:
         Raises:
             InvalidInputError: an argument cannot be accepted.
         """
-        torch = self._torch
         state = self._state
         given = self._check_queries(queries, k)
         wanted = _integers(owners, "owners")
@@ -377,276 +339,14 @@ class DeviceIndex:
         n_pages = np.where(found, first[slot + 1] - first[slot], 0)
         if self._budget_bytes is not None:
             self._touch(np.unique(wanted[found]))
-        # Segments of a like length share a matrix of scores.
-        width = np.where(n_pages > 0, np.ceil(np.log2(np.maximum(n_pages, 1)) / 4).astype(np.int64), -1)
-        order = np.lexsort((wanted, width))
-        wanted, begin, n_pages, width = wanted[order], begin[order], n_pages[order], width[order]
-        if (order[1:] > order[:-1]).all():
-            q = self._prepare(view, given)
-        else:
-            q = self._prepare(view, given[torch.from_numpy(order).to(given.device)])
-        parts, done = [], 0
-        while done < len(order):
-            stop = int(np.searchsorted(width, width[done], side="right"))
-            columns = int(n_pages[done:stop].max()) * PAGE
-            if not columns:
-                none = self._nothing(stop - done, k)
-                parts.append(none)
-                done = stop
-                continue
-            stop = min(stop, done + max(1, _SCORE_BYTES // 4 // columns))
-            tiles, most = _tiles(wanted[done:stop], begin[done:stop], n_pages[done:stop])
-            sent = torch.from_numpy(np.concatenate([tiles.ravel(), begin[done:stop]])).to(self.device)
-            one = q if stop - done == len(order) else q.part(done, stop)
-            scores = self._ops("segment_scores").segment_scores(
-                view, one.rounded, one.shift, sent[: tiles.size].view(-1, 4), pages, columns, most
-            )
-            where = _SegmentAddresses(pages, sent[tiles.size :], PAGE)
-            parts.append(self._certify(view, one, k, scores, where, None, None))
-            done = stop
-        result = self._result(parts)
-        ids, found_scores = np.empty_like(result.ids), np.empty_like(result.scores)
-        ids[order], found_scores[order] = result.ids, result.scores
-        return Neighbours(ids, found_scores, result.counts)
+        return self._counted(
+            self._searcher.segments(view, state.replays, given, wanted, begin, n_pages, pages, k)
+        )  # fmt: skip
 
-    # --- searching
-
-    def _ops(self, operation: str) -> Any:
-        found = self._modules.get(operation)
-        if found is None:
-            from agentdb.kernels import torch_ops
-
-            is_triton = (
-                operation != "gather" and choose(operation, self.device, prefer=self._prefer).backend == "triton"
-            )  # fmt: skip
-            found = self._modules[operation] = triton_ops() if is_triton else torch_ops
-        return found
-
-    def _prepare(self, view: View, given: Any) -> _Queries:
-        torch = self._torch
-        if self._width != self.dimension:
-            given = torch.nn.functional.pad(given, (0, self._width - self.dimension))
-        given = given.contiguous()
-        ops = self._ops("prepare_queries")
-        if hasattr(ops, "prepare_queries"):
-            return _Queries(given, *ops.prepare_queries(view, given))
-        return _Queries.of(view, given, torch)
-
-    def _search_rows(self, view: View, q: _Queries, allowed: Ids, k: int) -> Neighbours:
-        """Search a few rows by scoring each of them in float64."""
-        if not len(allowed):
-            return self._nothing(len(q.plain), k)
-        rows = self._torch.from_numpy(allowed).to(self.device)
-        step = max(1, _SCORE_BYTES // 64 // len(allowed))
-        parts = []
-        for begin in range(0, len(q.plain), step):
-            part = q.part(begin, begin + step)
-            at = rows.expand(len(part.plain), -1).contiguous()
-            exact = self._ops("exact_scores").exact_scores(view, part.plain, part.norms, at)
-            best, ids, _ = self._rank(view, exact, at, k)
-            parts.append(
-                Neighbours(ids.cpu().numpy(), best.float().cpu().numpy(), SearchCounts(len(part.plain)))
-            )  # fmt: skip
-        return self._result(parts)
-
-    def _search_part(self, view: View, q: _Queries, k: int, group: int) -> Neighbours:
-        """Search all rows: group maxima, then the groups that can hold the answer, then single rows."""
-        torch = self._torch
-        maxima = self._ops("group_max").group_max(view, q.scan, q.rounded, q.shift, group)
-        n_groups = maxima.shape[1]
-        chosen = k + _spare(k)
-        outside = None
-        if n_groups <= chosen:
-            groups = torch.arange(n_groups, device=self.device).expand(len(maxima), -1).contiguous()
-        else:
-            groups, outside = self._top(maxima, chosen + 1)
-            outside = outside[:, chosen:]
-            groups = groups[:, :chosen].contiguous()
-        scores = self._ops("rescore_groups").rescore_groups(view, q.scan, groups, q.shift, group)
-        return self._certify(view, q, k, scores, _GroupAddresses(groups, group), outside, (maxima, group))
-
-    def _top(self, table: Any, count: int) -> tuple[Any, Any]:
-        """Return the columns and values of the ``count`` largest of every row, or a few more, best first."""
-        ops = self._ops("top")
-        if hasattr(ops, "top"):
-            found: tuple[Any, Any] | None = ops.top(table, count)
-            if found is not None:
-                return found
-        best = table.topk(count, dim=1)
-        return best.indices, best.values
-
-    def _certify(
-        self,
-        view: View,
-        q: _Queries,
-        k: int,
-        scores: Any,
-        where: _GroupAddresses | _SegmentAddresses,
-        outside: Any,
-        maxima: tuple[Any, int] | None,
-    ) -> Neighbours:
-        """Return the exact top K among rows whose approximate scores are given.
-
-        The first column of ``outside`` bounds the approximate scores of the rows that are not among them. The answer
-        stands where both they and the rows left aside here stay below the K-th exact score by more than the rounding
-        can have moved them; the other queries are done again with every row that could reach it.
-        """
-        torch = self._torch
-        n_columns = scores.shape[1]
-        keep = min(k + _spare(k), n_columns)
-        if n_columns > keep:
-            columns, values = self._top(scores, keep + 1)
-        else:
-            columns, values = torch.arange(keep, device=self.device).expand(len(scores), -1).contiguous(), scores
-        ops = self._ops("finish")
-        if k <= keep <= getattr(ops, "LARGEST_FINISH", 0):
-            if isinstance(where, _SegmentAddresses):
-                places, first = where.pages, where.first
-            else:
-                places, first = where.groups, None
-            table = ops.finish(view, q, columns, values, outside, places, first, keep, k, where.group)
-        else:
-            addresses = torch.where(values[:, :keep] > -math.inf, where.of(columns[:, :keep]), -1)
-            exact = self._ops("exact_scores").exact_scores(view, q.plain, q.norms, addresses)
-            best, ids, last = self._rank(view, exact, addresses, k)
-            left = torch.full_like(last, -math.inf) if outside is None else outside[:, 0].double()
-            if n_columns > keep:
-                left = torch.maximum(left, values[:, keep].double())
-            sure = (left == -math.inf) | (left + q.rounding(view) < last)
-            table = torch.cat([ids, best.view(torch.int64), (~sure)[:, None].long()], dim=1)
-        # The one place where the host waits.
-        host = table.cpu().numpy()
-        doubt = host[:, 2 * k]
-        if (doubt == 2).any():
-            raise InvalidInputError("queries must be finite")
-        ids, best = host[:, :k].copy(), host[:, k : 2 * k].copy().view(np.float64)
-        doubtful = np.flatnonzero(doubt)
-        scanned = self._redo(view, q, scores, where, maxima, doubtful, ids, best) if len(doubtful) else 0
-        return Neighbours(ids, best.astype(np.float32), SearchCounts(len(ids), len(doubtful) - scanned, scanned))
-
-    def _redo(
-        self,
-        view: View,
-        q: _Queries,
-        scores: Any,
-        where: _GroupAddresses | _SegmentAddresses,
-        maxima: tuple[Any, int] | None,
-        doubtful: npt.NDArray[np.intp],
-        ids: Ids,
-        best: npt.NDArray[np.float64],
-    ) -> int:
-        """Put the complete answers of doubtful queries in place; return for how many all rows were scored."""
-        torch = self._torch
-        which = torch.from_numpy(doubtful).to(self.device)
-        again = q.only(which)
-        floor = (torch.from_numpy(best[doubtful, -1]).to(self.device) - again.rounding(view)).float()
-        floor = torch.nextafter(floor, torch.full_like(floor, -math.inf))
-        scanned = 0
-        k = ids.shape[1]
-        for begin, rows in self._widen(view, again, scores[which], where.only(which), maxima, which, floor):
-            if rows is None:
-                scanned += 1
-                one = again.part(begin, begin + 1)
-                found, names = self._scan_all(view, one, k)
-            else:
-                one = again.part(begin, begin + len(rows))
-                exact = self._ops("exact_scores").exact_scores(view, one.plain, one.norms, rows)
-                found, names, _ = self._rank(view, exact, rows, k)
-            at = doubtful[begin : begin + len(found)]
-            best[at], ids[at] = found.cpu().numpy(), names.cpu().numpy()
-        return scanned
-
-    def _widen(
-        self,
-        view: View,
-        q: _Queries,
-        scores: Any,
-        where: _GroupAddresses | _SegmentAddresses,
-        maxima: tuple[Any, int] | None,
-        doubtful: Any,
-        floor: Any,
-    ) -> Iterator[tuple[int, Any]]:
-        """Yield (first query, addresses of all rows that can reach the floor), or None for a query with too many."""
-        if maxima is None:
-            yield from self._reaching(scores, where, floor, 0)
-            return
-        table, group = maxima[0][doubtful], maxima[1]
-        needed = (table >= floor[:, None]).sum(dim=1).tolist()
-        begin = 0
-        while begin < len(needed):
-            most = needed[begin]
-            if most * group > _WIDEST_ROWS:
-                yield begin, None
-                begin += 1
-                continue
-            end = begin + 1
-            while end < len(needed):
-                wider = max(most, needed[end])
-                if wider * group > _WIDEST_ROWS or wider * group * (end + 1 - begin) * 4 > _SCORE_BYTES:
-                    break
-                most, end = wider, end + 1
-            groups = table[begin:end].topk(most, dim=1).indices
-            some = q.part(begin, end)
-            found = self._ops("rescore_groups").rescore_groups(view, some.scan, groups, some.shift, group)
-            yield from self._reaching(found, _GroupAddresses(groups, group), floor[begin:end], begin)
-            begin = end
-
-    def _reaching(
-        self, scores: Any, where: _GroupAddresses | _SegmentAddresses, floor: Any, first: int
-    ) -> Iterator[tuple[int, Any]]:
-        """Yield (first query, addresses `[q, C]` of the columns that reach the floor, -1 where there are fewer)."""
-        reach = scores >= floor[:, None]
-        most = int(reach.sum(dim=1).max())
-        step = max(1, _SCORE_BYTES // 64 // max(1, most))
-        for begin in range(0, len(scores), step):
-            part = slice(begin, begin + step)
-            columns = scores[part].topk(most, dim=1).indices
-            rows = where.only(part).of(columns)
-            yield first + begin, self._torch.where(reach[part].gather(1, columns), rows, -1)
-
-    def _scan_all(self, view: View, q: _Queries, k: int) -> tuple[Any, Any]:
-        """Return the exact top K of one query over every row, by float64 alone."""
-        torch = self._torch
-        from agentdb.kernels import torch_ops
-
-        best = torch.full((1, k), -math.inf, dtype=torch.float64, device=self.device)
-        addresses = torch.full((1, k), -1, dtype=torch.int64, device=self.device)
-        ids = addresses
-        for first, found in torch_ops.all_scores(view, q.plain[0], q.norms[0]):
-            rows = torch.arange(first, first + len(found), device=self.device)
-            merged = torch.cat([best, found[None]], dim=1)
-            at = torch.cat([addresses, torch.where(found > -math.inf, rows, -1)[None]], dim=1)
-            order = torch_ops.row_ids(view, at).argsort(dim=1, stable=True)
-            order = order.gather(1, merged.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :k]
-            best, addresses = merged.gather(1, order), at.gather(1, order)
-            ids = torch_ops.row_ids(view, addresses)
-        return best, ids
-
-    def _rank(self, view: View, exact: Any, addresses: Any, k: int) -> tuple[Any, Any, Any]:
-        """Return the K best (scores, ids) and the K-th score, -inf where fewer rows are known."""
-        torch = self._torch
-        from agentdb.kernels import torch_ops
-
-        ids = torch_ops.row_ids(view, addresses)
-        ids, order = ids.sort(dim=1)
-        best, places = exact.gather(1, order).sort(dim=1, descending=True, stable=True)
-        best, ids = best[:, :k], ids.gather(1, places[:, :k])
-        ids = torch.where(best > -math.inf, ids, -1)
-        short = k - best.shape[1]
-        if short > 0:
-            best = torch.nn.functional.pad(best, (0, short), value=-math.inf)
-            ids = torch.nn.functional.pad(ids, (0, short), value=-1)
-        return best, ids, best[:, k - 1]
-
-    def _result(self, parts: list[Neighbours]) -> Neighbours:
-        counts = sum((one.counts for one in parts), SearchCounts())
+    def _counted(self, found: Neighbours) -> Neighbours:
         with self._counts_lock:
-            self._counts += counts
-        if len(parts) == 1:
-            return parts[0]
-        return Neighbours(
-            np.concatenate([one.ids for one in parts]), np.concatenate([one.scores for one in parts]), counts
-        )
+            self._counts += found.counts
+        return found
 
     def _nothing(self, n_queries: int, k: int) -> Neighbours:
         return Neighbours(
@@ -937,6 +637,8 @@ class DeviceIndex:
 
     def _copy(self, old: list[_Slab], source: Ids, target: Ids, ids: Ids) -> None:
         """Copy rows from former slabs, planes and all."""
+        from agentdb.kernels import torch_ops
+
         torch = self._torch
         slabs = source // self._slab_rows
         for slab in np.unique(slabs).tolist():
@@ -954,7 +656,7 @@ class DeviceIndex:
                 if self._is_weighted:
                     factors, summands = one.weight[chosen].cpu().numpy(), one.bias[chosen].cpu().numpy()
                 high, low = one.high[chosen], one.low[chosen]
-                self._scale(new, places, self._ops("gather").join(high, low), high, factors, summands)
+                self._scale(new, places, torch_ops.join(high, low), high, factors, summands)
         self._ids[target] = ids
         self._live[target] = True
 
@@ -1006,6 +708,7 @@ class DeviceIndex:
             live_rows,
             int(live_rows.sum()),
             {name: tuple(one.attributes[name] for one in slabs) for name in self._attribute_names},
+            self._searcher.replays(),
         )
 
     def _pointers(self, tensors: list[Any]) -> Any:
@@ -1053,135 +756,6 @@ class DeviceIndex:
         if total > room:
             raise UnavailableError(f"the rows of these owners need more than the budget of {self._budget_bytes} bytes")
         self.compact()
-
-
-@dataclass(frozen=True, slots=True)
-class _Queries:
-    """A batch of queries in the forms that the steps of a search need."""
-
-    plain: Any  # [Q, width] float32, as given
-    scan: Any  # [Q, width] float32, normalised for cosine
-    rounded: Any  # [Q, width] bfloat16 of scan
-    shift: Any  # [Q] float32 or None
-    norms: Any  # [Q] float64 of plain
-    sizes: Any  # [Q, 3] float64: |scan|, |scan - rounded|, |shift|
-
-    @classmethod
-    def of(cls, view: View, plain: Any, torch: Any) -> _Queries:
-        """Return the forms of `[Q, width]` float32."""
-        exact = plain.double()
-        norms = exact.square().sum(1).sqrt_()
-        if not bool((norms <= 1e20).all()):
-            raise InvalidInputError("queries must be finite")
-        scan = plain
-        if view.metric == "cosine":
-            scan = (exact / norms.where(norms > 0, 1.0)[:, None]).float()
-        rounded = scan.to(torch.bfloat16)
-        is_l2 = view.metric == "l2"
-        shift = (norms.square() / 2).float() if is_l2 else None
-        wide = scan.double()
-        sizes = torch.stack(
-            [
-                wide.square().sum(1).sqrt_(),
-                (wide - rounded.double()).square_().sum(1).sqrt_(),
-                norms.square() / 2 if is_l2 else torch.zeros_like(norms),
-            ],
-            dim=1,
-        )
-        return cls(plain, scan, rounded, shift, norms, sizes)
-
-    def _map(self, pick: Any) -> _Queries:
-        return _Queries(
-            self.plain[pick],
-            self.scan[pick],
-            self.rounded[pick],
-            None if self.shift is None else self.shift[pick],
-            self.norms[pick],
-            self.sizes[pick],
-        )
-
-    def part(self, begin: int, end: int) -> _Queries:
-        """Return a run of the queries."""
-        return self._map(slice(begin, end))
-
-    def only(self, which: Any) -> _Queries:
-        """Return some of the queries."""
-        return self._map(which)
-
-    def rounding(self, view: View) -> Any:
-        """Return `[Q]` float64: how far an approximate score can lie from the exact one.
-
-        With x = h + e and q = r + f (rounded and rest), q·x - r·h = q·e + f·h, so Cauchy and Schwarz bound it by
-        |q||e| + |f||h|. Sums in float32, by the matrix unit too, add at most 2^-22 a term; scaling a few ulp more;
-        products below the smallest normal number may be flushed.
-        """
-        size, rest, shift = self.sizes.unbind(1)
-        lost, kept, factor, summand = view.limits.unbind(0)
-        terms = view.width + 8
-        return (
-            size * lost
-            + rest * kept
-            + terms * 2.0**-22 * size * (kept + lost)
-            + 2.0**-21 * (summand + shift * factor)
-            + terms * 2.0**-125 * factor
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _GroupAddresses:
-    """Columns of scores that stand for the rows of selected groups."""
-
-    groups: Any
-    group: int
-
-    def of(self, columns: Any) -> Any:
-        """Return the addresses behind columns `[Q, C]`."""
-        return self.groups.gather(1, columns // self.group) * self.group + columns % self.group
-
-    def only(self, which: Any) -> _GroupAddresses:
-        """Return those of some queries."""
-        return _GroupAddresses(self.groups[which], self.group)
-
-
-@dataclass(frozen=True, slots=True)
-class _SegmentAddresses:
-    """Columns of scores that stand for the rows of an owner's pages, in their order."""
-
-    pages: Any
-    first: Any
-    group: int
-
-    def of(self, columns: Any) -> Any:
-        """Return the addresses behind columns `[Q, C]`; a column past the last page gives any."""
-        slot = (self.first[:, None] + columns // self.group).clamp(max=len(self.pages) - 1)
-        return self.pages[slot] * self.group + columns % self.group
-
-    def only(self, which: Any) -> _SegmentAddresses:
-        """Return those of some queries."""
-        return _SegmentAddresses(self.pages, self.first[which], self.group)
-
-
-def _tiles(owners: Ids, begin: Ids, n_pages: Ids) -> tuple[Ids, int]:
-    """Return work items `[T, 4]` (first query, queries, first slot, pages) of at most 16 queries of one owner."""
-    starts = np.flatnonzero(np.concatenate([[True], owners[1:] != owners[:-1]]))
-    lengths = np.diff(np.append(starts, len(owners)))
-    pieces = -(-lengths // 16)
-    rank = np.arange(int(pieces.sum())) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    first = np.repeat(starts, pieces) + rank * 16
-    count = np.minimum(16, np.repeat(starts + lengths, pieces) - first)
-    return np.stack([first, count, begin[first], n_pages[first]], axis=1).astype(np.int64), int(count.max())
-
-
-def _group_rows(n_rows: int, k: int, width: int) -> int:
-    """Return how many rows share a maximum: what balances writing maxima against scoring the groups chosen."""
-    # Half of what the two costs alone would ask for: more, smaller groups make the certificate stronger.
-    best = math.sqrt(6 * n_rows / (2 * k * width))
-    return 1 << min(7, max(3, round(math.log2(max(best, 1.0)))))
-
-
-def _spare(k: int) -> int:
-    """Return how many candidates to take beyond k, so that the certificate seldom fails."""
-    return 16 + k // 2
 
 
 def _integers(values: Any, name: str) -> Ids:

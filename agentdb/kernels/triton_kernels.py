@@ -1,5 +1,5 @@
 # A kernel is no function: Triton gives arguments their types, and capitals are compile-time constants.
-# ruff: noqa: ANN001, ANN201, N803, SIM108
+# ruff: noqa: ANN001, ANN201, ANN202, N803, SIM108
 # mypy: ignore-errors
 """Triton programs. Each has a torch twin in `torch_ops` and an oracle in `reference`; `choice` decides which runs.
 
@@ -95,36 +95,58 @@ def top_columns(
     tl.store(values + m, (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True))
 
 
+@triton.jit
+def _tile_maxima(
+    acc, alpha, beta, shift, bits, out, pq, pr, nq, n, out_stride, out_first,
+    BR: tl.constexpr, BQ: tl.constexpr, G: tl.constexpr, SHIFT: tl.constexpr,
+):  # fmt: skip
+    """Write the group maxima of one tile of products ``[BQ, BR]``."""
+    r = pr * BR + tl.arange(0, BR)
+    c = pq * BQ + tl.arange(0, BQ)
+    r_in = r < n
+    c_in = c < nq
+    word = tl.load(bits + (r >> 5), mask=r_in, other=0)
+    live = ((word >> (r & 31)) & 1) != 0
+    # A dead row scores 0 * product - inf: products are finite, so this costs nothing for each of them.
+    factor = tl.where(live, tl.load(alpha + r, mask=r_in, other=0.0), 0.0)
+    summand = tl.where(live, tl.load(beta + r, mask=r_in, other=0.0), float("-inf"))
+    if SHIFT:
+        acc -= tl.load(shift + c, mask=c_in, other=0.0)[:, None]
+    acc = acc * factor[None, :] + summand[None, :]
+    best = tl.max(tl.reshape(acc, [BQ, BR // G, G]), axis=2)
+    g = pr * (BR // G) + tl.arange(0, BR // G)
+    tl.store(
+        out + c[:, None].to(tl.int64) * out_stride + out_first + g[None, :],
+        best,
+        mask=(g < tl.cdiv(n, G))[None, :] & c_in[:, None],
+    )
+
+
 @triton.jit(do_not_specialize=["nq", "n", "out_stride", "out_first"])
 def group_max_tma(
     q_desc, x_desc, alpha, beta, shift, bits, out,
     nq, n, out_stride, out_first,
     D: tl.constexpr, BR: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
-    SHIFT: tl.constexpr, STAGES: tl.constexpr,
+    SHIFT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """`group_max` with tiles brought in by the tensor memory accelerator."""
-    pq = tl.program_id(0)
-    pr = tl.program_id(1)
-    acc = tl.zeros([BR, BQ], dtype=tl.float32)
-    for k in tl.range(0, D, BK, num_stages=STAGES):
-        acc = tl.dot(x_desc.load([pr * BR, k]), q_desc.load([pq * BQ, k]).T, acc)
-    r = pr * BR + tl.arange(0, BR)
-    c = pq * BQ + tl.arange(0, BQ)
-    r_in = r < n
-    c_in = c < nq
-    if SHIFT:
-        acc -= tl.load(shift + c, mask=c_in, other=0.0)[None, :]
-    acc = acc * tl.load(alpha + r, mask=r_in, other=0.0)[:, None] + tl.load(beta + r, mask=r_in, other=0.0)[:, None]
-    word = tl.load(bits + (r >> 5), mask=r_in, other=0)
-    live = r_in & (((word >> (r & 31)) & 1) != 0)
-    acc = tl.where(live[:, None], acc, float("-inf"))
-    best = tl.max(tl.reshape(acc, [BR // G, G, BQ]), axis=1)
-    g = pr * (BR // G) + tl.arange(0, BR // G)
-    tl.store(
-        out + c[None, :].to(tl.int64) * out_stride + out_first + g[:, None],
-        best,
-        mask=(g < tl.cdiv(n, G))[:, None] & c_in[None, :],
-    )
+    """`group_max` with tiles brought in by the tensor memory accelerator, and queries on the M axis.
+
+    A group's rows then lie in few lanes of one warp, so that their maximum costs hardly a shuffle. Every program takes
+    tile after tile, all query blocks of a block of rows at a time, and the next tile comes in while one is finished.
+    """
+    n_q = tl.cdiv(nq, BQ)
+    for tile in tl.range(tl.program_id(0), n_q * tl.cdiv(n, BR), tl.num_programs(0), flatten=True):
+        pq = tile % n_q
+        pr = tile // n_q
+        acc = tl.zeros([BQ, BR], dtype=tl.float32)
+        for k in range(0, D, BK):
+            a = q_desc.load([pq * BQ, k])
+            b = x_desc.load([pr * BR, k])
+            if WIDE:  # the interpreter multiplies bf16 wrongly
+                acc = tl.dot(a.to(tl.float32), b.to(tl.float32).T, acc, input_precision="ieee")
+            else:
+                acc = tl.dot(a, b.T, acc)
+        _tile_maxima(acc, alpha, beta, shift, bits, out, pq, pr, nq, n, out_stride, out_first, BR, BQ, G, SHIFT)
 
 
 @triton.jit(do_not_specialize=["slab_rows", "n_slabs", "n_groups_of_all", "n_selected"])

@@ -47,11 +47,12 @@ def group_max(view: View, queries: Any, rounded: Any, shift: Any, group: int) ->
     if not _INTERPRETED and n_queries > 64 and depth % 64 == 0 and _has_tma(queries.device):
         for slab in range(view.n_slabs):
             rows = view.rows_in(slab)
-            programs.group_max_tma[(triton.cdiv(n_queries, 128), triton.cdiv(rows, 128))](
+            tiles = triton.cdiv(n_queries, 128) * triton.cdiv(rows, 128)
+            programs.group_max_tma[(min(tiles, 2 * _processors(queries.device)),)](
                 TensorDescriptor.from_tensor(rounded, [128, 64]), TensorDescriptor.from_tensor(view.high[slab], [128, 64]),
                 view.alpha[slab], view.beta[slab], shift if shift is not None else queries, view.bits[slab], out,
                 n_queries, rows, out.shape[1], slab * (view.slab_rows // group),
-                D=depth, BR=128, BQ=128, BK=64, G=group, SHIFT=shift is not None, STAGES=3, num_warps=8,
+                D=depth, BR=128, BQ=128, BK=64, G=group, SHIFT=shift is not None, WIDE=False, num_warps=4, num_stages=3,
             )  # fmt: skip
         return out
     rows_block, query_block, stages = (128, 16, 2) if n_queries <= 16 else (max(64, group), 64, 4)
@@ -100,6 +101,11 @@ def top(table: Any, count: int) -> tuple[Any, Any] | None:
         N=size, M=most, S=_SUPER, LISTED=supers is not table, num_warps=8 if size > 1024 else 4,
     )  # fmt: skip
     return columns, values
+
+
+@cache
+def _processors(device: Any) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @cache

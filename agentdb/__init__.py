@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agentdb.aio import AsyncAgentStates, AsyncDatabase, AsyncTable, open_async
+    from agentdb.aio import AsyncAgentStates, AsyncCollection, AsyncDatabase, AsyncTable, open_async
     from agentdb.config import Config
     from agentdb.database import Database, open, restore
     from agentdb.embedding import (
@@ -69,6 +69,9 @@ if TYPE_CHECKING:
         TableStatistics,
         VerifyReport,
     )
+    from agentdb.vectors.collection import Collection
+    from agentdb.vectors.definition import VectorSpec
+    from agentdb.vectors.rows import Batch, Record
 
 __all__ = [
     "AccessDeniedError",
@@ -76,10 +79,13 @@ __all__ = [
     "AgentStates",
     "And",
     "AsyncAgentStates",
+    "AsyncCollection",
     "AsyncDatabase",
     "AsyncTable",
+    "Batch",
     "Change",
     "ClosedError",
+    "Collection",
     "Compare",
     "Config",
     "ConflictError",
@@ -111,6 +117,7 @@ __all__ = [
     "OrderBy",
     "Problem",
     "Progress",
+    "Record",
     "Reranker",
     "RetentionPolicy",
     "Row",
@@ -126,6 +133,7 @@ __all__ = [
     "TokenCounter",
     "TokenEmbedder",
     "UnavailableError",
+    "VectorSpec",
     "VerifyReport",
     "check_vectors",
     "embed_texts",
@@ -139,7 +147,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "agentdb.aio": ("AsyncAgentStates", "AsyncDatabase", "AsyncTable", "open_async"),
+    "agentdb.aio": ("AsyncAgentStates", "AsyncCollection", "AsyncDatabase", "AsyncTable", "open_async"),
     "agentdb.config": ("Config",),
     "agentdb.database": ("Database", "open", "restore"),
     "agentdb.embedding": (
@@ -199,6 +207,9 @@ _EXPORTS = {
         "TableStatistics",
         "VerifyReport",
     ),
+    "agentdb.vectors.collection": ("Collection",),
+    "agentdb.vectors.definition": ("VectorSpec",),
+    "agentdb.vectors.rows": ("Batch", "Record"),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 

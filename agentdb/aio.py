@@ -3,8 +3,9 @@
 Lance and SQLite block and release the GIL, so the synchronous classes are the truth and their twins only choose a thread:
 
 - Reads and writes have a pool each. A writer may wait for its turn for long; reads never queue behind it.
+- Whatever may wait for an embedder has another: searches of collections one, writes of texts one. A slow embedder starves
+  no other call.
 - A transaction or snapshot has a thread to itself, outside the pools, because the engine ties it to one.
-- There is no pool for the device and none for embedding yet: nothing in the database uses either.
 
 Nothing here is bound to an event loop.
 """
@@ -17,7 +18,7 @@ import functools
 import inspect
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import Context, copy_context
@@ -37,16 +38,20 @@ from agentdb.storage.core import Core, View
 from agentdb.storage.schema import TableSchema
 from agentdb.storage.table import Table
 from agentdb.types import Row
+from agentdb.vectors.collection import Collection
+from agentdb.vectors.definition import CollectionMetric, PromotedType, VectorSpec
+from agentdb.vectors.rows import Batch, Record
 
-__all__ = ["AsyncAgentStates", "AsyncDatabase", "AsyncTable", "open_async"]
+__all__ = ["AsyncAgentStates", "AsyncCollection", "AsyncDatabase", "AsyncTable", "open_async"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 F = TypeVar("F", bound=Callable[..., object])
 S_co = TypeVar("S_co", covariant=True)
-Pool = Literal["read", "write"]
+Pool = Literal["read", "write", "search", "embed"]
 
 _READERS = 16
+_EMBEDDERS = 16
 _WRITERS = 32
 """Waiting for a commit costs no processor, and writers that wait together share one."""
 _ROWS_AT_ONCE = 256
@@ -73,6 +78,8 @@ class _Threads:
         self._pools: dict[Pool, ThreadPoolExecutor] = {
             "read": ThreadPoolExecutor(_READERS, "agentdb-read"),
             "write": ThreadPoolExecutor(_WRITERS, "agentdb-write"),
+            "search": ThreadPoolExecutor(_READERS, "agentdb-search"),
+            "embed": ThreadPoolExecutor(_EMBEDDERS, "agentdb-embed"),
         }
         self.core: Core | None = None
         self.is_closing = False
@@ -167,6 +174,13 @@ def _writes(
 ) -> Callable[Concatenate[_Twin[S_co], P], Coroutine[Any, Any, R]]:
     """Return the twin of a method that may wait for its turn to write."""
     return _calls("write", method)
+
+
+def _embeds(
+    method: Callable[Concatenate[S_co, P], R],
+) -> Callable[Concatenate[_Twin[S_co], P], Coroutine[Any, Any, R]]:
+    """Return the twin of a method that may wait for an embedder, and for its turn to write."""
+    return _calls("embed", method)
 
 
 def _iterates(
@@ -402,6 +416,44 @@ class AsyncAgentStates(_Twin[AgentStates]):
     apply_retention = _writes(AgentStates.apply_retention)
 
 
+class AsyncCollection(_Twin[Collection]):
+    """A collection, for tasks. Made by ``await db.collection(...)``; see `Collection`.
+
+    Iterators begin when their first item is asked for, and have ``aclose()``.
+    """
+
+    @property
+    def name(self) -> str:
+        """The collection's name."""
+        return self._sync.name
+
+    @property
+    @_documented(Collection.vectors)
+    def vectors(self) -> Awaitable[Mapping[str, VectorSpec]]:  # noqa: D102 - documented
+        return _Later(lambda: self._threads.run("read", lambda: self._sync.vectors))
+
+    @property
+    @_documented(Collection.promoted)
+    def promoted(self) -> Awaitable[Mapping[tuple[str, ...], PromotedType]]:  # noqa: D102 - documented
+        return _Later(lambda: self._threads.run("read", lambda: self._sync.promoted))
+
+    @property
+    @_documented(Collection.embedder)
+    def embedder(self) -> Awaitable[Embedder | None]:  # noqa: D102 - documented
+        return _Later(lambda: self._threads.run("embed", lambda: self._sync.embedder))
+
+    upsert = _embeds(Collection.upsert)
+    add = _embeds(Collection.add)
+    update = _embeds(Collection.update)
+    delete = _writes(Collection.delete)
+    erase = _writes(Collection.erase)
+    get = _reads(Collection.get)
+    get_many = _reads(Collection.get_many)
+    count = _reads(Collection.count)
+    scan = _iterates(Collection.scan, items=Record)
+    iterate = _iterates(Collection.iterate, items=Batch, at_once=1)
+
+
 class AsyncDatabase(_Twin[Database]):
     """A database, for tasks: no call blocks the event loop. Made by `open_async`; see `Database`.
 
@@ -464,6 +516,27 @@ class AsyncDatabase(_Twin[Database]):
 
     tables = _reads(Database.tables)
     drop_table = _writes(Database.drop_table)
+
+    @_documented(Database.collection)
+    async def collection(  # noqa: D102 - documented
+        self,
+        name: str,
+        *,
+        dimension: int | None = None,
+        metric: CollectionMetric | None = None,
+        embedder: Embedder | None = None,
+        vectors: Mapping[str, VectorSpec] | None = None,
+        schema: Mapping[str | Sequence[str], type | PromotedType] | None = None,
+    ) -> AsyncCollection:
+        def work() -> Collection:
+            return self._sync.collection(
+                name, dimension=dimension, metric=metric, embedder=embedder, vectors=vectors, schema=schema
+            )
+
+        return AsyncCollection(self._threads, await self._threads.run("embed", work))
+
+    collections = _reads(Database.collections)
+    drop_collection = _writes(Database.drop_collection)
     transact = _writes(Database.transact)
 
     @_documented(Database.transaction)

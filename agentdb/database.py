@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +15,9 @@ from agentdb.states import AgentStates
 from agentdb.storage.backup import restore_backup
 from agentdb.storage.engine import Engine
 from agentdb.types import OnProgress
+from agentdb.vectors.collection import Collection
+from agentdb.vectors.definition import CollectionMetric, PromotedType, VectorSpec
+from agentdb.vectors.registry import Collections
 
 __all__ = ["Database", "open", "restore"]
 
@@ -46,6 +50,7 @@ class Database(Engine):
             self._embedder_mutex = threading.Lock()
             self._own_embedder = False
             self.states = AgentStates(self)
+            self._collections = Collections(self, lambda: self.embedder)
         except BaseException:
             super().close()
             raise
@@ -81,6 +86,50 @@ class Database(Engine):
             raise InvalidInputError(f"the schema of table {table} names no embedder for column {column}")
         EmbedderIdentity(name, vector.dimension).require_match(self.embedder)
         return self.embedder
+
+    def collection(
+        self,
+        name: str,
+        *,
+        dimension: int | None = None,
+        metric: CollectionMetric | None = None,
+        embedder: Embedder | None = None,
+        vectors: Mapping[str, VectorSpec] | None = None,
+        schema: Mapping[str | Sequence[str], type | PromotedType] | None = None,
+    ) -> Collection:
+        """Return a collection of vectors and texts; it is created where there is none of that name.
+
+        The name alone opens it with everything it was created with. A new one needs no more either: the database's embedder
+        then makes its vectors from texts.
+
+        Args:
+            name: 1 to 48 letters, digits, ``_``, ``-`` and ``.``. One that begins with ``_`` is not listed.
+            dimension: of vectors that are given; without an embedder, texts are not embedded.
+            metric: ``"cosine"`` (default), ``"dot"`` or ``"euclidean"``.
+            embedder: makes vectors from texts; what it is called is stored, and no other takes its place unnoticed.
+            vectors: several vectors by name, or one that is not float32 or not one per row; in the place of ``dimension``
+                and ``metric``.
+            schema: metadata keys that get typed, indexed columns of their own from the beginning, and their types: str,
+                float (every number) or bool. All other keys can be filtered by as well, and promoted later.
+
+        Raises:
+            InvalidInputError: it exists and was created otherwise, or an argument cannot be accepted.
+            MissingDependencyError: a new one needs the default embedder, which is not installed.
+        """
+        self._check()
+        return self._collections.open(
+            name, dimension=dimension, metric=metric, embedder=embedder, vectors=vectors, schema=schema
+        )
+
+    def collections(self) -> list[str]:
+        """Return the names of all collections but the managers' own (which begin with an underscore), sorted."""
+        self._check()
+        return self._collections.names()
+
+    def drop_collection(self, name: str) -> bool:
+        """Drop a collection with all its rows; whether there was one. Open snapshots keep what they see."""
+        self._check()
+        return self._collections.drop(name)
 
     def close(self) -> None:
         """Close this handle; see `Engine.close`. An embedder that was passed to `open` stays open."""

@@ -47,6 +47,9 @@ __all__ = [
     "StoredVector",
     "VectorSpec",
     "check_collection_name",
+    "given_schema",
+    "metadata_path",
+    "promoted_keys",
     "promoted_type",
 ]
 
@@ -239,7 +242,7 @@ class Definition:
         """
         stored = {one: StoredVector(spec, one) for one, spec in _resolved(vectors, embedder).items()}
         made = cls(name=check_collection_name(name), vectors=stored, embedder=embedder)
-        for key, given in _given_schema(schema).items():
+        for key, given in given_schema(schema).items():
             made = made.with_promoted(key, given, is_ready=True)
         return made
 
@@ -441,7 +444,12 @@ def _resolved(vectors: Mapping[str, VectorSpec], embedder: EmbedderIdentity | No
     return found
 
 
-def _given_schema(schema: object) -> dict[Path, PromotedType]:
+def given_schema(schema: object) -> dict[Path, PromotedType]:
+    """Return which metadata keys a caller wants to have columns of their own.
+
+    Raises:
+        InvalidInputError: it is no mapping from keys to types.
+    """
     if schema is None:
         return {}
     if not isinstance(schema, Mapping):

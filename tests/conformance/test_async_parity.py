@@ -10,16 +10,33 @@ import pyarrow as pa
 import pytest
 
 import agentdb
-from agentdb.aio import AsyncAgentStates, AsyncDatabase, AsyncTable
+from agentdb.aio import AsyncAgentStates, AsyncCollection, AsyncDatabase, AsyncTable
 from agentdb.database import Database
 from agentdb.states import AgentStates
 from agentdb.storage.table import Table
 from agentdb.types import Row
+from agentdb.vectors.collection import Collection
+from agentdb.vectors.rows import Batch, Record
 
-PAIRS = [(Database, AsyncDatabase), (Table, AsyncTable), (AgentStates, AsyncAgentStates)]
+PAIRS = [(Database, AsyncDatabase), (Table, AsyncTable), (AgentStates, AsyncAgentStates), (Collection, AsyncCollection)]
 
-# For managers, which are synchronous: hooks that only store a callable, and how the engine of a path is found.
-NOT_FOR_TASKS = {Database: {"open_path", "set_cold_encoder", "add_maintenance"}}
+# For managers, which are synchronous: hooks that only store a callable, how the engine of a path is found, and what collections
+# are searched and indexed by.
+NOT_FOR_TASKS = {
+    Database: {"open_path", "set_cold_encoder", "add_maintenance"},
+    Table: {
+        "build_index",
+        "build_text_index",
+        "drop_index",
+        "follow",
+        "index_info",
+        "is_plain_view",
+        "match_cold",
+        "nearest_cold",
+        "text_frequencies",
+        "try_flush",
+    },
+}
 # The way from a twin to the synchronous object.
 ONLY_FOR_TASKS = {"sync"}
 # Read without touching the disk; every other property is awaited.
@@ -28,11 +45,13 @@ PLAIN_PROPERTIES = {"config", "name", "path", "read_only"}
 AT_ONCE = {
     "Iterator[Row]": AsyncIterator[Row],
     "Iterator[str]": AsyncIterator[str],
+    "Iterator[Record]": AsyncIterator[Record],
+    "Iterator[Batch]": AsyncIterator[Batch],
     "pa.RecordBatchReader": AsyncIterator[pa.RecordBatch],
     "Iterator[None]": "AbstractAsyncContextManager[None]",
 }
 """What gives something that is awaited in pieces; everything else is a coroutine."""
-AWAITED = {"Table": "AsyncTable"}
+AWAITED = {"Table": "AsyncTable", "Collection": "AsyncCollection"}
 
 
 def members(of: type) -> dict[str, Any]:

@@ -1,0 +1,547 @@
+"""``Collection``: rows with vectors, a text and metadata; written, read and searched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from agentdb.embedding import Embedder, EmbedderIdentity, TokenEmbedder, embed_texts
+from agentdb.errors import InvalidInputError, NotFoundError, StorageError
+from agentdb.filters import Filter
+from agentdb.storage.engine import Engine
+from agentdb.storage.schema import TableSchema
+from agentdb.storage.table import Table
+from agentdb.types import ErasureReceipt, Row
+from agentdb.vectors.definition import Definition, PromotedType, VectorSpec
+from agentdb.vectors.rows import (
+    Batch,
+    Include,
+    Record,
+    Rows,
+    check_ids,
+    check_include,
+    check_metadata,
+    check_texts,
+    check_vector_columns,
+    to_record,
+    wanted_columns,
+)
+
+__all__ = ["Collection", "DefinitionStore", "embed_rows"]
+
+T = TypeVar("T")
+
+_ATTEMPTS = 16
+_EMBED_ROWS = 4_096
+"""Texts that an embedder gets at once; what it makes of them waits in memory anyway."""
+
+
+class DefinitionStore:
+    """The stored definition of one collection: read in the caller's view, replaced by compare-and-set."""
+
+    def __init__(self, engine: Engine, definitions: Table, name: str) -> None:
+        self.engine = engine
+        self.name = name
+        self._definitions = definitions
+        self._parsed: tuple[str, Definition] | None = None
+
+    def read(self) -> Definition:
+        """Return the definition as it stands.
+
+        Raises:
+            NotFoundError: the collection was dropped.
+        """
+        row = self._definitions.get(self.name)
+        if row is None:
+            raise NotFoundError(f"there is no collection {self.name!r}; it may have been dropped")
+        parsed = self._parsed
+        if parsed is None or parsed[0] != row["definition"]:
+            parsed = self._parsed = row["definition"], Definition.from_json(self.name, row["definition"])
+        return parsed[1]
+
+    def change(self, step: Callable[[Definition], Definition]) -> Definition:
+        """Replace the definition by what ``step`` makes of it, in one transaction, and return it.
+
+        ``step`` may read and write rows: it sees the state in which the definition changes.
+        """
+
+        def work() -> Definition:
+            before = self.read()
+            after = step(before)
+            if after is not before:
+                self._definitions.put({"name": self.name, "definition": after.to_json()})
+            return after
+
+        return self.engine.transact(work)
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What rows are prepared for: they are stored only while this is still so."""
+
+    definition: Definition
+    schema: TableSchema
+
+
+class _ChangedError(Exception):
+    """The collection changed while rows were prepared; they are prepared again."""
+
+
+def embed_rows(definition: Definition, embedder: Embedder, texts: Sequence[str]) -> dict[str, pa.Array]:
+    """Return what an embedder makes of texts: a column for every embedded vector, by the vector's name.
+
+    Raises:
+        InvalidInputError: the embedder makes no token vectors, or broke its contract.
+    """
+    found: dict[str, pa.Array] = {}
+    for name, one in definition.embedded.items():
+        parts = []
+        for start in range(0, max(len(texts), 1), _EMBED_ROWS):
+            part = texts[start : start + _EMBED_ROWS]
+            given: Any
+            if not one.spec.multi:
+                given = embed_texts(embedder, part)
+            elif isinstance(embedder, TokenEmbedder):
+                given = [vectors for _, vectors in embedder.embed_tokens(part)]
+            else:
+                raise InvalidInputError(f"embedder {embedder.name!r} makes no token vectors for vector {name!r}")
+            parts.append(check_vector_columns({name: given}, definition, len(part))[name])
+        found[name] = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+    return found
+
+
+class Collection:
+    """Rows of one collection: an id, named vectors, a text and metadata of any shape. Made by ``db.collection(...)``.
+
+    Every method may be called from any thread, and from any process that has the database open. Inside ``db.transaction()``
+    or ``db.snapshot()`` every call joins that one. What a call has written, the very next call reads and finds.
+
+    Filters are built from ``agentdb.field``. A path that begins with ``id``, ``text`` or ``metadata`` means that part of a
+    row; any other is a key of the metadata: ``field("year") >= 2020`` is ``field("metadata", "year") >= 2020``.
+    """
+
+    def __init__(
+        self, store: DefinitionStore, table: Table, embedder: Embedder | None, default_embedder: Callable[[], Embedder]
+    ) -> None:
+        self._store = store
+        self._engine = store.engine
+        self._table = table
+        self._given = [] if embedder is None else [embedder]
+        self._default_embedder = default_embedder
+
+    def __repr__(self) -> str:
+        return f"Collection({self.name!r})"
+
+    # --- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The collection's name."""
+        return self._store.name
+
+    @property
+    def vectors(self) -> Mapping[str, VectorSpec]:
+        """Its vectors by name, as they stand.
+
+        Raises:
+            NotFoundError: it was dropped.
+        """
+        return {name: one.spec for name, one in self._store.read().vectors.items()}
+
+    @property
+    def promoted(self) -> Mapping[tuple[str, ...], PromotedType]:
+        """The metadata keys, as paths, that have typed, indexed columns of their own.
+
+        Raises:
+            NotFoundError: it was dropped.
+        """
+        return {one.keys: one.type for one in self._store.read().promoted if one.is_ready}
+
+    @property
+    def embedder(self) -> Embedder | None:
+        """The embedder that makes its vectors from texts; None if they are given.
+
+        Raises:
+            InvalidInputError: neither the one given to ``db.collection`` nor the database's is the one that made them.
+            MissingDependencyError: none was given, and none is installed.
+        """
+        definition = self._store.read()
+        return None if definition.embedder is None else self._embedder_of(definition.embedder)
+
+    def _embedder_of(self, identity: EmbedderIdentity) -> Embedder:
+        for one in self._given:
+            if EmbedderIdentity.of(one) == identity:
+                return one
+        found = self._default_embedder()
+        if EmbedderIdentity.of(found) != identity:
+            raise InvalidInputError(
+                f"the vectors of collection {self.name} are made by embedder {identity.name!r} ({identity.dimension} "
+                f"dimensions), not by {found.name!r}: pass that one as db.collection(..., embedder=...), or change it "
+                "with reembed()"
+            )
+        return found
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def upsert(
+        self,
+        ids: Any,
+        vectors: Any = None,
+        texts: Sequence[str | None] | pa.Array | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | pa.Array | None = None,
+    ) -> int:
+        """Store rows in the place of those with the same ids, all or none, durable when this returns; return how many.
+
+        Vectors that are not given are made from the texts if the collection has an embedder, before the write lock is taken.
+        A row without a vector, or without a text, is stored and not found by searches for what it lacks.
+
+        Args:
+            ids: strings of 1 to 1,024 characters, each once. Or a whole `Batch`, ``pyarrow.Table`` or ``RecordBatch`` with
+                the columns ``id``, ``text``, ``metadata`` and vectors by name, and nothing else.
+            vectors: `[N, D]` of the default vector (``"vector"``, or the first), as numpy, Arrow fixed-size lists or lists,
+                None for a row without one; matrices `[T, D]` if it is ``multi``. A mapping gives several vectors by name.
+            texts: what is embedded and searched by words.
+            metadata: JSON objects; Arrow structs, maps or JSON.
+
+        Raises:
+            InvalidInputError: an argument cannot be stored; the message names which and where. Nothing is written.
+        """
+        if isinstance(ids, Batch):
+            ids = ids.arrow
+        if isinstance(ids, pa.Table | pa.RecordBatch):
+            if vectors is not None or texts is not None or metadata is not None:
+                raise InvalidInputError("give either a whole table, or ids with vectors, texts and metadata")
+            ids, vectors, texts, metadata = self._split(ids)
+        return self._upsert(check_ids(ids), vectors, texts, metadata)
+
+    def add(
+        self,
+        vectors: Any = None,
+        texts: Sequence[str | None] | pa.Array | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | pa.Array | None = None,
+    ) -> list[str]:
+        """Store new rows under ids made by ``Config.id_source``, as `upsert` does; return the ids in the order of the rows.
+
+        Raises:
+            InvalidInputError: as `upsert`.
+        """
+        definition = self._store.read()
+        if texts is not None:
+            texts = check_texts(texts, len(texts) if hasattr(texts, "__len__") else -1)
+            count = len(texts)
+        elif vectors is not None:
+            count = len(next(iter(check_vector_columns(vectors, definition, None).values()), ()))
+        elif metadata is not None and hasattr(metadata, "__len__"):
+            count = len(metadata)
+        else:
+            count = 0
+        ids = [self._engine.config.id_source() for _ in range(count)]
+        self._upsert(check_ids(ids), vectors, texts, metadata)
+        return ids
+
+    def _split(self, rows: pa.Table | pa.RecordBatch) -> tuple[Any, Any, Any, Any]:
+        names = rows.schema.names
+        parts = {one: rows.column(one) for one in ("id", "text", "metadata") if one in names}
+        if "id" not in parts:
+            raise InvalidInputError("the rows have no column 'id'")
+        vectors = {one: rows.column(one) for one in names if one not in parts}
+        return parts["id"], vectors or None, parts.get("text"), parts.get("metadata")
+
+    def _upsert(self, ids: pa.Array, vectors: Any, texts: Any, metadata: Any) -> int:
+        if vectors is None and texts is None and metadata is None:
+            raise InvalidInputError("give vectors, texts or metadata")
+        count = len(ids)
+        rows = Rows(
+            ids,
+            None if texts is None else check_texts(texts, count),
+            None if metadata is None else check_metadata(metadata, count),
+            {},
+        )
+        if count:
+            self._prepared(lambda state: self._put(state, rows, vectors))
+        elif vectors is not None:
+            check_vector_columns(vectors, self._store.read(), 0)
+        return count
+
+    def _put(self, state: _State, rows: Rows, vectors: Any) -> None:
+        definition = state.definition
+        given = {} if vectors is None else check_vector_columns(vectors, definition, len(rows.ids))
+        rows.vectors = {**self._embedded(definition, rows.texts, given), **given}
+        table = rows.to_table(definition, state.schema)
+        entry = self._table._writable_entry()
+        if not _same(entry.schema, state.schema):
+            raise _ChangedError
+        self._table._put_table(entry, table, lambda: self._check_state(state))
+
+    def _embedded(
+        self, definition: Definition, texts: pa.Array | None, given: Mapping[str, pa.Array]
+    ) -> dict[str, pa.Array]:
+        """Return the vectors that texts ask for and nobody gave."""
+        wanted = [name for name in definition.embedded if name not in given]
+        if texts is None or not wanted or definition.embedder is None or texts.null_count == len(texts):
+            return {}
+        present = texts.is_valid()
+        made = embed_rows(definition, self._embedder_of(definition.embedder), texts.drop_null().to_pylist())
+        if not texts.null_count:
+            return {name: made[name] for name in wanted}
+        places = np.cumsum(present.to_numpy(zero_copy_only=False)) - 1
+        at = pa.array(places, mask=~present.to_numpy(zero_copy_only=False))
+        return {name: made[name].take(at) for name in wanted}
+
+    def _state(self) -> _State:
+        with self._engine.snapshot():
+            return _State(self._store.read(), self._table.schema)
+
+    def _check_state(self, state: _State) -> None:
+        if self._store.read().revision != state.definition.revision or not _same(self._table.schema, state.schema):
+            raise _ChangedError
+
+    def _prepared(self, work: Callable[[_State], T]) -> T:
+        """Run work that prepares rows for a state of the collection, anew if that changes before they are stored."""
+        for _ in range(_ATTEMPTS):
+            state = self._state()
+            try:
+                return work(state)
+            except _ChangedError:
+                continue
+            except NotFoundError:
+                if self._state() == state:
+                    raise
+        raise StorageError(f"collection {self.name} kept changing while rows were prepared", retryable=True)
+
+    def update(
+        self,
+        ids: Any,
+        vectors: Any = None,
+        texts: Sequence[str | None] | pa.Array | None = None,
+        metadata: Sequence[Mapping[str, Any] | None] | pa.Array | None = None,
+        *,
+        merge: bool = False,
+    ) -> None:
+        """Change parts of rows that exist, all or none; what is None, as a whole or for one row, stays as it is.
+
+        A new text brings new vectors from the embedder, unless vectors are given with it.
+
+        Args:
+            ids: each once.
+            vectors: as in `upsert`.
+            texts: as in `upsert`.
+            metadata: takes the place of the old.
+            merge: the keys given are put into the old metadata instead; a value of None is stored as null.
+
+        Raises:
+            NotFoundError: one of the ids does not exist; nothing is changed.
+            InvalidInputError: as `upsert`.
+        """
+        array = check_ids(ids)
+        if vectors is None and texts is None and metadata is None:
+            raise InvalidInputError("give vectors, texts or metadata")
+        if not isinstance(merge, bool):
+            raise InvalidInputError(f"merge must be a bool, not {type(merge).__name__}")
+        count = len(array)
+        rows = Rows(
+            array,
+            None if texts is None else check_texts(texts, count),
+            None if metadata is None else check_metadata(metadata, count),
+            {},
+        )
+        self._prepared(lambda state: self._update(state, rows, vectors, merge=merge))
+
+    def _update(self, state: _State, rows: Rows, vectors: Any, *, merge: bool) -> None:
+        definition = state.definition
+        given = {} if vectors is None else check_vector_columns(vectors, definition, len(rows.ids))
+        rows.vectors = {**self._embedded(definition, rows.texts, given), **given}
+        changed = rows.to_table(definition, state.schema)
+        ids = rows.ids.to_pylist()
+        growing = (
+            [] if definition.reembedding is None else [one.column for one in definition.reembedding.vectors.values()]
+        )
+        columns: dict[str, list[Any]] = {}
+        named = [definition.vector(name).column for name in rows.vectors]
+        for name in named + ([] if rows.texts is None else ["text", "terms"]):
+            column = state.schema.column(name)
+            columns[name] = [column.to_python(one) for one in column.from_arrow(changed.column(name))]
+
+        def work() -> None:
+            self._check_state(state)
+            found = self._table.get_many(ids)
+            missing = sum(row is None for row in found)
+            if missing:
+                raise NotFoundError(f"collection {self.name} has no row with {missing} of the {len(ids)} ids")
+            for i, row in enumerate(found):
+                assert row is not None
+                row.update((name, values[i]) for name, values in columns.items() if values[i] is not None)
+                if rows.metadata is not None and rows.metadata[i] is not None:
+                    _set_metadata(row, rows.metadata[i] or {}, definition, merge=merge)
+                if "text" in columns and columns["text"][i] is not None:
+                    row.update(dict.fromkeys(growing))  # those are of the old text
+            self._table.put_many(row for row in found if row is not None)
+
+        self._engine.transact(work)
+
+    def delete(self, ids: Any = None, *, filter: Filter | None = None) -> int:
+        """Delete the rows of some ids, or all that match a filter; return how many there were.
+
+        Raises:
+            InvalidInputError: both or neither are given.
+        """
+        keys, condition = self._doomed(ids, filter)
+        return self._table.delete_many(keys, filter=condition)
+
+    def erase(self, ids: Any = None, *, filter: Filter | None = None) -> ErasureReceipt:
+        """Delete rows so that no file of the database holds them: no vector, text, term, index, old version or log.
+
+        See `Table.erase_many` for what the receipt says.
+
+        Raises:
+            InvalidInputError: both or neither are given.
+        """
+        keys, condition = self._doomed(ids, filter)
+        return self._table.erase_many(keys, filter=condition)
+
+    def _doomed(self, ids: Any, condition: Filter | None) -> tuple[list[str] | None, Filter | None]:
+        if (ids is None) == (condition is None):
+            raise InvalidInputError("give either ids or a filter")
+        keys = None if ids is None else check_ids(ids, distinct=False).to_pylist()
+        return keys, self._store.read().table_filter(condition)
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def get(self, row_id: str, *, include: Iterable[Include] = ("text", "metadata", "vectors")) -> Record | None:
+        """Return the row of an id, or None."""
+        return self.get_many([row_id], include=include)[0]
+
+    def get_many(
+        self, ids: Any, *, include: Iterable[Include] = ("text", "metadata", "vectors")
+    ) -> list[Record | None]:
+        """Return the rows of many ids, in their order; None where there is none. One consistent snapshot."""
+        parts = check_include(include)
+        keys = check_ids(ids, distinct=False).to_pylist()
+        with self._engine.snapshot():
+            definition = self._store.read()
+            return [None if row is None else to_record(row, definition, parts) for row in self._table.get_many(keys)]
+
+    def count(self, filter: Filter | None = None) -> int:
+        """Return the number of rows that match."""
+        with self._engine.snapshot():
+            return self._table.count(self._store.read().table_filter(filter))
+
+    def scan(
+        self,
+        filter: Filter | None = None,
+        *,
+        limit: int | None = None,
+        include: Iterable[Include] = ("text", "metadata"),
+    ) -> Iterator[Record]:
+        """Yield the rows that match, in no particular order, from one snapshot that writes meanwhile do not change."""
+        return _Records(_Batches(*self._scanned(filter, limit, include)))
+
+    def iterate(
+        self,
+        filter: Filter | None = None,
+        *,
+        batch_rows: int = 1_000,
+        limit: int | None = None,
+        include: Iterable[Include] = ("text", "metadata", "vectors"),
+    ) -> Iterator[Batch]:
+        """Yield the rows that `scan` yields in batches of Arrow and numpy data, without a look at every row.
+
+        Args:
+            filter: only rows that match.
+            batch_rows: at most so many rows in a batch; all but the last of a run have so many.
+            limit: at most so many rows in all.
+            include: which parts the batches hold.
+        """
+        if not isinstance(batch_rows, int) or isinstance(batch_rows, bool) or batch_rows < 1:
+            raise InvalidInputError("batch_rows must be an int of 1 or more")
+        reader, definition = self._scanned(filter, limit, include)
+        return _Sliced(reader, definition, batch_rows)
+
+    def _scanned(
+        self, condition: Filter | None, limit: int | None, include: Iterable[Include]
+    ) -> tuple[pa.RecordBatchReader, Definition]:
+        parts = check_include(include)
+        with self._engine.snapshot():
+            definition = self._store.read()
+            columns = wanted_columns(definition, parts)
+            reader = self._table.scan_arrow(definition.table_filter(condition), limit=limit, columns=columns)
+        return reader, definition
+
+
+def _same(one: TableSchema, other: TableSchema) -> bool:
+    return one is other or one == other
+
+
+def _set_metadata(row: Row, given: Mapping[str, Any], definition: Definition, *, merge: bool) -> None:
+    """Put metadata into a row of the table, and what is promoted of it."""
+    made = {**(row["metadata"] or {}), **given} if merge else dict(given)
+    row["metadata"] = made
+    for one in definition.promoted:
+        if one.column in row:
+            row[one.column] = one.value_of(made)
+
+
+class _Batches(Iterator[Batch]):
+    """The batches of a scan as they come."""
+
+    def __init__(self, reader: pa.RecordBatchReader, definition: Definition) -> None:
+        self._reader = reader
+        self._definition = definition
+
+    def __next__(self) -> Batch:
+        return Batch(self._reader.read_next_batch(), self._definition)
+
+    def close(self) -> None:
+        """End the iteration and let go of its snapshot."""
+        self._reader.close()
+
+
+class _Records(Iterator[Record]):
+    """The rows of batches."""
+
+    def __init__(self, batches: _Batches) -> None:
+        self._batches = batches
+        self._ready: Iterator[Record] = iter(())
+
+    def __next__(self) -> Record:
+        while True:
+            for one in self._ready:
+                return one
+            self._ready = iter(next(self._batches))
+
+    def close(self) -> None:
+        """End the iteration and let go of its snapshot."""
+        self._ready = iter(())
+        self._batches.close()
+
+
+class _Sliced(Iterator[Batch]):
+    """Batches cut, and joined where they are small, to a number of rows."""
+
+    def __init__(self, reader: pa.RecordBatchReader, definition: Definition, rows: int) -> None:
+        self._reader = reader
+        self._definition = definition
+        self._rows = rows
+        self._waiting: list[pa.RecordBatch] = []
+
+    def __next__(self) -> Batch:
+        while sum(one.num_rows for one in self._waiting) < self._rows:
+            try:
+                self._waiting.append(self._reader.read_next_batch())
+            except StopIteration:
+                break
+        if not self._waiting:
+            raise StopIteration
+        joined = self._waiting[0] if len(self._waiting) == 1 else pa.concat_batches(self._waiting)
+        rest = joined.slice(self._rows)
+        self._waiting = [rest] if rest.num_rows else []
+        return Batch(joined.slice(0, self._rows), self._definition)
+
+    def close(self) -> None:
+        """End the iteration and let go of its snapshot."""
+        self._waiting = []
+        self._reader.close()

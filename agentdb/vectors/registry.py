@@ -1,0 +1,177 @@
+"""``Collections``: which collections a database has, how they are made, opened and dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from agentdb.embedding import Embedder, EmbedderIdentity, is_embedder
+from agentdb.errors import InvalidInputError, NotFoundError
+from agentdb.storage.engine import Engine
+from agentdb.storage.schema import TableSchema
+from agentdb.storage.table import Table
+from agentdb.vectors.collection import Collection, DefinitionStore
+from agentdb.vectors.definition import CollectionMetric, Definition, VectorSpec, check_collection_name, given_schema
+
+__all__ = ["Collections"]
+
+DEFINITIONS = TableSchema(
+    "_collections",
+    [pa.field("name", pa.string(), nullable=False), pa.field("definition", pa.string(), nullable=False)],
+    key="name",
+    hot_only=True,
+)
+
+
+class Collections:
+    """The collections of one database; made by it."""
+
+    def __init__(self, engine: Engine, default_embedder: Callable[[], Embedder]) -> None:
+        self._engine = engine
+        self._default_embedder = default_embedder
+
+    def _definitions(self) -> Table | None:
+        """Return the table of definitions; None as long as there never was a collection."""
+        try:
+            return self._engine.table(DEFINITIONS.name)
+        except NotFoundError:
+            return None
+
+    def names(self) -> list[str]:
+        """Return the names of all collections but the managers' own (which begin with an underscore), sorted."""
+        definitions = self._definitions()
+        rows = [] if definitions is None else list(definitions.scan(columns=["name"]))
+        return sorted(row["name"] for row in rows if not row["name"].startswith("_"))
+
+    def open(
+        self,
+        name: str,
+        *,
+        dimension: int | None,
+        metric: CollectionMetric | None,
+        embedder: Embedder | None,
+        vectors: Mapping[str, VectorSpec] | None,
+        schema: Mapping[str | Sequence[str], Any] | None,
+    ) -> Collection:
+        """Return a collection, made if there is none of that name."""
+        check_collection_name(name)
+        if embedder is not None and not is_embedder(embedder):
+            raise InvalidInputError(
+                f"embedder must have name, dimension, max_tokens and embed(), not {type(embedder).__name__}"
+            )
+        if vectors is not None and (dimension is not None or metric is not None):
+            raise InvalidInputError("give either vectors, or dimension and metric of the only one")
+        found = self._find(name)
+        if found is None:
+            found = self._create(name, dimension, metric, embedder, vectors, schema)
+        collection = self._collection(name, embedder)
+        _require_same(collection._store.read(), dimension, metric, embedder, vectors, schema)
+        return collection
+
+    def _find(self, name: str) -> Definition | None:
+        definitions = self._definitions()
+        row = None if definitions is None else definitions.get(name)
+        return None if row is None else Definition.from_json(name, row["definition"])
+
+    def _collection(self, name: str, embedder: Embedder | None) -> Collection:
+        with self._engine.snapshot():
+            definitions = self._engine.table(DEFINITIONS.name)
+            store = DefinitionStore(self._engine, definitions, name)
+            table = self._engine.table(store.read().table_name)
+        return Collection(store, table, embedder, self._default_embedder)
+
+    def _create(
+        self,
+        name: str,
+        dimension: int | None,
+        metric: CollectionMetric | None,
+        embedder: Embedder | None,
+        vectors: Mapping[str, VectorSpec] | None,
+        schema: Mapping[str | Sequence[str], Any] | None,
+    ) -> Definition:
+        if embedder is None and dimension is None and vectors is None:
+            embedder = self._default_embedder()
+        identity = None if embedder is None else EmbedderIdentity.of(embedder)
+        if vectors is None:
+            size = dimension if dimension is not None or identity is None else identity.dimension
+            vectors = {"vector": VectorSpec(size, "cosine" if metric is None else metric)}  # type: ignore[arg-type]
+        made = Definition.new(name, vectors, identity, schema)
+
+        def work() -> Definition:
+            found = self._find(name)
+            if found is not None:  # another process was quicker
+                return found
+            self._engine.table(made.table_schema())
+            self._engine.table(DEFINITIONS).put({"name": name, "definition": made.to_json()})
+            return made
+
+        return self._engine.transact(work)
+
+    def drop(self, name: str) -> bool:
+        """Drop a collection with all its rows; whether there was one."""
+
+        def work() -> bool:
+            found = self._find(name)
+            if found is None:
+                return False
+            self._engine.table(DEFINITIONS).delete(name)
+            return self._engine.drop_table(found.table_name)
+
+        return self._engine.transact(work)
+
+
+def _require_same(
+    definition: Definition,
+    dimension: int | None,
+    metric: CollectionMetric | None,
+    embedder: Embedder | None,
+    vectors: Mapping[str, VectorSpec] | None,
+    schema: Mapping[str | Sequence[str], Any] | None,
+) -> None:
+    """Return only if a collection is what the caller says it is; what he does not say is as it is stored.
+
+    Raises:
+        InvalidInputError: it differs; the message says in what.
+    """
+    name, only = definition.name, definition.vectors[definition.default_vector].spec
+    if dimension is not None and dimension != only.dimension:
+        raise InvalidInputError(f"collection {name} has {only.dimension} dimensions, not {dimension}")
+    if metric is not None and metric != only.metric:
+        raise InvalidInputError(f"collection {name} was created with metric {only.metric!r}, not {metric!r}")
+    if embedder is not None:
+        identities = [definition.embedder]
+        if definition.reembedding is not None:
+            identities.append(definition.reembedding.embedder)
+        if EmbedderIdentity.of(embedder) not in identities:
+            made = "given" if definition.embedder is None else f"made by embedder {definition.embedder.name!r}"
+            raise InvalidInputError(
+                f"the vectors of collection {name} are {made}, not by {embedder.name!r} ({embedder.dimension} "
+                "dimensions); open it without an embedder and call reembed() to change that"
+            )
+    if vectors is not None:
+        stored = {key: one.spec for key, one in definition.vectors.items()}
+        given = {
+            key: replace(one, embedded=stored[key].embedded)
+            if isinstance(one, VectorSpec) and one.embedded is None and key in stored
+            else one
+            for key, one in dict(vectors).items()
+        }
+        if given != stored:
+            differing = sorted(str(key) for key in given.keys() | stored.keys() if given.get(key) != stored.get(key))
+            raise InvalidInputError(f"collection {name} was created with other vectors: {', '.join(differing)} differ")
+    if schema is not None:
+        _require_promoted(definition, schema)
+
+
+def _require_promoted(definition: Definition, schema: Mapping[str | Sequence[str], Any]) -> None:
+    stored = {one.keys: one.type for one in definition.promoted}
+    for keys, kind in given_schema(schema).items():
+        if stored.get(keys) != kind:
+            found = f"as {stored[keys]}" if keys in stored else "not"
+            raise InvalidInputError(
+                f"collection {definition.name}: metadata key {'.'.join(keys)} is promoted {found}, asked for is {kind}; "
+                "promote() adds one"
+            )

@@ -12,8 +12,6 @@ about once; such a pair is scored as one word.
 from __future__ import annotations
 
 import re
-import sys
-import threading
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import chain, pairwise
@@ -70,22 +68,16 @@ class _Characters(dict[int, str]):
         return self[code]
 
 
-class _Vocabulary(dict[str, str]):
+class _Stems(dict[str, str]):
     """What a word counts as, by the word as it was found: its stem, or nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # A stemmer is not to be used by two threads at once; what it would cache is here.
-        self._stemmer = Stemmer.Stemmer("english", 0)
-        self._lock = threading.Lock()
 
     def __missing__(self, found: str) -> str:
         word = found[:_LONGEST_WORD].strip("'")
         if not word or word in STOP_WORDS or word.partition("'")[0] in STOP_WORDS:
             stem = ""
         else:
-            with self._lock:
-                stem = sys.intern(self._stemmer.stemWord(word))
+            # A stemmer is not to be used by two threads at once, and costs next to nothing; what it would cache is here.
+            stem = Stemmer.Stemmer("english", 0).stemWord(word)
         if len(self) >= _KNOWN_WORDS:
             self.clear()
         if len(found) <= _LONGEST_WORD:
@@ -107,7 +99,7 @@ class _Hashes(dict[str, int]):
 
 
 _CHARACTERS = _Characters()
-_STEMS = _Vocabulary()
+_STEMS = _Stems()
 _HASHES = _Hashes()
 
 

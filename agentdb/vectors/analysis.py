@@ -171,22 +171,18 @@ def encode_terms(texts: Sequence[str | None]) -> pa.Array:
     )
 
 
-def decode_terms(
-    terms: pa.Array | pa.ChunkedArray,
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return all `TERM` records of rows, how many each row has, and which rows have a text at all.
+def decode_terms(terms: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Return all `TERM` records of rows, one row's after another's, and how many each row has.
 
     Raises:
         IntegrityError: the bytes are no terms.
     """
     if isinstance(terms, pa.ChunkedArray):
         terms = terms.combine_chunks()
-    present = np.ones(len(terms), bool)
     if terms.null_count:
-        present = pc.is_valid(terms).to_numpy(zero_copy_only=False)
         terms = pc.fill_null(terms, b"")
     if not len(terms):
-        return np.empty(0, TERM), np.empty(0, np.int64), present
+        return np.empty(0, TERM), np.empty(0, np.int64)
     width = np.int64 if pa.types.is_large_binary(terms.type) else np.int32
     _, ends, data = terms.buffers()
     offsets = np.frombuffer(ends, width)[terms.offset : terms.offset + len(terms) + 1].astype(np.int64)
@@ -194,5 +190,4 @@ def decode_terms(
     if rest.any():
         raise IntegrityError("stored terms of a text are damaged: their length is no multiple of a term's")
     total = int(counts.sum())
-    records = np.frombuffer(data, TERM, total, int(offsets[0])) if total else np.empty(0, TERM)
-    return records, counts, present
+    return np.frombuffer(data, TERM, total, int(offsets[0])) if total else np.empty(0, TERM), counts

@@ -1,7 +1,8 @@
 """BM25 in memory over rows that come and go: every search sees the statistics of exactly the rows that live.
 
 The score of a row is the sum over the query's terms of ``idf * tf * (k1 + 1) / (tf + k1 * (1 - b + b * length / mean))`` with
-``idf = ln(1 + (rows - df + 0.5) / (df + 0.5))``: what Lucene and Lance compute, so that scores of both can be ranked together.
+``idf = ln(1 + (rows - df + 0.5) / (df + 0.5))``, over the rows that have a term: to the digit what Lance computes, so that scores
+of both can be ranked together.
 
 A block keeps postings in sorted runs whose sizes fall geometrically, as a log-structured tree does, and the newest rows as
 they came. What a frozen view refers to is never changed: rows are added behind its end, marks of death go to a copy.
@@ -35,7 +36,7 @@ class TermStatistics:
     """What BM25 needs to know about a corpus for one query. Statistics of disjoint corpora add up.
 
     Attributes:
-        rows: how many rows have a text.
+        rows: how many rows have a term; rows without a text, or of stop words only, are not counted.
         length: how many terms all of them have, repeats counted.
         frequencies: how many rows have a term, by its hash.
     """
@@ -147,7 +148,7 @@ class Bm25Block:
 
         Args:
             first: not below ``size``; slots that are left out never match.
-            terms: `[N]` binary as `encode_terms` makes it; a row without a text (null) never matches and is not counted.
+            terms: `[N]` binary as `encode_terms` makes it; a row without terms never matches and is not counted.
 
         Raises:
             InvalidInputError: a slot is already taken.
@@ -155,7 +156,7 @@ class Bm25Block:
         """
         if first < self.size:
             raise InvalidInputError(f"slot {first} is taken: the block has {self.size}")
-        records, sizes, present = decode_terms(terms)
+        records, sizes = decode_terms(terms)
         size = first + len(sizes)
         self._lengths = _room(self._lengths, self.size, size - self.size)
         self._live = _room(self._live, self.size, size - self.size)
@@ -163,8 +164,8 @@ class Bm25Block:
         total = np.concatenate([[0], np.cumsum(records["count"], dtype=np.int64)])
         lengths = total[ends] - total[ends - sizes]
         # Behind the end of every frozen view, so seen by none of them.
-        self._lengths[first:size], self._live[first:size] = lengths, present
-        self._rows += int(present.sum())
+        self._lengths[first:size], self._live[first:size] = lengths, sizes > 0
+        self._rows += int(np.count_nonzero(sizes))
         self._length += int(lengths.sum())
         self.size = size
         slots = np.repeat(np.arange(first, size, dtype=np.int32), sizes)
@@ -181,7 +182,7 @@ class Bm25Block:
         self._tail_size = end
 
     def remove(self, slots: npt.ArrayLike) -> None:
-        """Take rows out of every later view; slots that are dead already, or have no text, are passed over.
+        """Take rows out of every later view; slots that are dead already, or have no terms, are passed over.
 
         Raises:
             InvalidInputError: a slot was never given out.

@@ -17,7 +17,7 @@ STEP = st.lists(TEXT, min_size=1, max_size=30) | st.lists(st.integers(0, 99), mi
 
 
 def plain_bm25(texts, query, k1, b):
-    documents = {slot: Counter(analyze([text])[0]) for slot, text in texts.items() if text is not None}
+    documents = {slot: Counter(analyze([text])[0]) for slot, text in texts.items() if text}
     mean = sum(map(Counter.total, documents.values())) / len(documents) if documents else 0
     scores = {}
     for slot, words in documents.items():

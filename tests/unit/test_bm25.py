@@ -2,7 +2,9 @@ import json
 import os
 from pathlib import Path
 
+import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from agentdb.errors import InvalidInputError
@@ -34,6 +36,16 @@ def test_the_formula():
     assert scores(block, "red red") == pytest.approx({0: 2 * red_once, 1: 2 * red_twice})
 
 
+def test_scores_are_those_of_lance(tmp_path):
+    texts = ["red fox", "red red dog", "the of", "blue", "cat cat fox dog bird", "red tree"] * 3
+    dataset = lance.write_dataset(pa.table({"slot": range(len(texts)), "text": texts}), tmp_path / "texts")
+    dataset.create_scalar_index("text", "INVERTED", with_position=False)
+    for query in ("red", "red dog", "fox bird"):
+        found = dataset.scanner(columns=["slot", "_score"], full_text_query=query, limit=100).to_table()
+        expected = dict(zip(found["slot"].to_pylist(), found["_score"].to_pylist(), strict=True))
+        assert scores(block_of(*texts), query) == pytest.approx(expected, rel=1e-5)
+
+
 def test_parameters():
     assert scores(block_of("fox", "fox fox fox dog", k1=0), "fox")[0] == scores(block_of("fox", "fox", k1=0), "fox")[1]
     flat = scores(block_of("fox", "fox dog cat", b=0), "fox")
@@ -47,8 +59,8 @@ def test_nothing_to_find():
     assert scores(Bm25Block(), "fox") == {}
     block = block_of(None, "", "the", "fox")
     assert scores(block, "") == scores(block, "the") == scores(block, "dog") == {}
-    # The row without a text is none; those without a term count.
-    assert block.freeze().statistics(query_terms("fox dog")).rows == 3
+    # As in Lance, rows without a term do not make the others' terms any rarer.
+    assert block.freeze().statistics(query_terms("fox dog")).rows == 1
     assert list(scores(block, "fox")) == [3]
 
 

@@ -447,6 +447,8 @@ class AsyncCollection(_Twin[Collection]):
     update = _embeds(Collection.update)
     delete = _writes(Collection.delete)
     erase = _writes(Collection.erase)
+    promote = _writes(Collection.promote)
+    reembed = _embeds(Collection.reembed)
     get = _reads(Collection.get)
     get_many = _reads(Collection.get_many)
     count = _reads(Collection.count)

@@ -250,6 +250,7 @@ class Engine:
             if shared is not None and shared.core.generation == fork_generation() and shared.core.current() is not None:
                 raise UnavailableError("close is not possible inside a transaction or snapshot; leave its block first")
             self._shared = None
+        self._maintenance.remove(self)
         if shared is None or shared.core.generation != fork_generation():
             return
         with _registry_mutex:
@@ -366,7 +367,7 @@ class Engine:
 
     def add_maintenance(self, name: str, job: MaintenanceJob) -> None:
         """Run ``job(deadline) -> more`` every few seconds in the background, and to its end in `optimize`."""
-        self._maintenance.add(name, job)
+        self._maintenance.add(name, job, self)
 
     def flush(self, name: str | None = None) -> int:
         """Move what waits in the hot tier to the cold tier, of one table or all; return the number of rows.

@@ -41,7 +41,7 @@ class Maintenance:
     def __init__(self, core: Core, writer: ColdWriter) -> None:
         self._core = core
         self._writer = writer
-        self._jobs: dict[str, MaintenanceJob] = {}
+        self._jobs: dict[str, dict[object, MaintenanceJob]] = {}
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -58,9 +58,17 @@ class Maintenance:
         core.on_commit = self._committed
         core.before_write = self._make_room
 
-    def add(self, name: str, job: MaintenanceJob) -> None:
-        """Run a job every few seconds, in steps of at most 200 ms."""
-        self._jobs[name] = job
+    def add(self, name: str, job: MaintenanceJob, handle: object) -> None:
+        """Run a job every few seconds, in steps of at most 200 ms; of several handles' jobs of one name, one."""
+        self._jobs[name] = {**self._jobs.get(name, {}), handle: job}
+
+    def remove(self, handle: object) -> None:
+        """Forget the jobs of a handle that is closed."""
+        for name, jobs in list(self._jobs.items()):
+            self._jobs[name] = {one: job for one, job in jobs.items() if one is not handle}
+
+    def _current_jobs(self) -> list[tuple[str, MaintenanceJob]]:
+        return [(name, next(reversed(jobs.values()))) for name, jobs in list(self._jobs.items()) if jobs]
 
     def start(self) -> None:
         """Start the background thread."""
@@ -201,7 +209,7 @@ class Maintenance:
         self._vacuum(_VACUUM_PAGES, only_above=_MANY_FREE_PAGES)
 
     def _run_jobs(self) -> None:
-        for name, job in list(self._jobs.items()):
+        for name, job in self._current_jobs():
             try:
                 job(time.monotonic() + _JOB_S)
             except AgentDBError as error:
@@ -281,7 +289,7 @@ class Maintenance:
             self._optimize_table(entry)
         if on_progress is not None:
             on_progress(Progress("optimize database", total - 1, total))
-        for job in list(self._jobs.values()):
+        for _, job in self._current_jobs():
             while job(time.monotonic() + _JOB_S):
                 pass
         self._writer.remove_dropped()

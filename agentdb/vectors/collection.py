@@ -9,14 +9,14 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from agentdb.embedding import Embedder, EmbedderIdentity, TokenEmbedder, embed_texts
+from agentdb.embedding import Embedder, EmbedderIdentity, is_embedder
 from agentdb.errors import InvalidInputError, NotFoundError, StorageError
 from agentdb.filters import Filter
-from agentdb.storage.engine import Engine
 from agentdb.storage.schema import TableSchema
 from agentdb.storage.table import Table
-from agentdb.types import ErasureReceipt, Row
-from agentdb.vectors.definition import Definition, PromotedType, VectorSpec
+from agentdb.types import ErasureReceipt, OnProgress, Row
+from agentdb.vectors.definition import Definition, PromotedType, VectorSpec, promoted_keys, promoted_type
+from agentdb.vectors.evolution import promote, reembed
 from agentdb.vectors.rows import (
     Batch,
     Include,
@@ -27,56 +27,17 @@ from agentdb.vectors.rows import (
     check_metadata,
     check_texts,
     check_vector_columns,
+    embed_columns,
     to_record,
     wanted_columns,
 )
+from agentdb.vectors.store import DefinitionStore
 
-__all__ = ["Collection", "DefinitionStore", "embed_rows"]
+__all__ = ["Collection"]
 
 T = TypeVar("T")
 
 _ATTEMPTS = 16
-_EMBED_ROWS = 4_096
-"""Texts that an embedder gets at once; what it makes of them waits in memory anyway."""
-
-
-class DefinitionStore:
-    """The stored definition of one collection: read in the caller's view, replaced by compare-and-set."""
-
-    def __init__(self, engine: Engine, definitions: Table, name: str) -> None:
-        self.engine = engine
-        self.name = name
-        self._definitions = definitions
-        self._parsed: tuple[str, Definition] | None = None
-
-    def read(self) -> Definition:
-        """Return the definition as it stands.
-
-        Raises:
-            NotFoundError: the collection was dropped.
-        """
-        row = self._definitions.get(self.name)
-        if row is None:
-            raise NotFoundError(f"there is no collection {self.name!r}; it may have been dropped")
-        parsed = self._parsed
-        if parsed is None or parsed[0] != row["definition"]:
-            parsed = self._parsed = row["definition"], Definition.from_json(self.name, row["definition"])
-        return parsed[1]
-
-    def change(self, step: Callable[[Definition], Definition]) -> Definition:
-        """Replace the definition by what ``step`` makes of it, in one transaction, and return it.
-
-        ``step`` may read and write rows: it sees the state in which the definition changes.
-        """
-
-        def work() -> Definition:
-            before = self.read()
-            after = step(before)
-            if after is not before:
-                self._definitions.put({"name": self.name, "definition": after.to_json()})
-            return after
-
-        return self.engine.transact(work)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,29 +50,6 @@ class _State:
 
 class _ChangedError(Exception):
     """The collection changed while rows were prepared; they are prepared again."""
-
-
-def embed_rows(definition: Definition, embedder: Embedder, texts: Sequence[str]) -> dict[str, pa.Array]:
-    """Return what an embedder makes of texts: a column for every embedded vector, by the vector's name.
-
-    Raises:
-        InvalidInputError: the embedder makes no token vectors, or broke its contract.
-    """
-    found: dict[str, pa.Array] = {}
-    for name, one in definition.embedded.items():
-        parts = []
-        for start in range(0, max(len(texts), 1), _EMBED_ROWS):
-            part = texts[start : start + _EMBED_ROWS]
-            given: Any
-            if not one.spec.multi:
-                given = embed_texts(embedder, part)
-            elif isinstance(embedder, TokenEmbedder):
-                given = [vectors for _, vectors in embedder.embed_tokens(part)]
-            else:
-                raise InvalidInputError(f"embedder {embedder.name!r} makes no token vectors for vector {name!r}")
-            parts.append(check_vector_columns({name: given}, definition, len(part))[name])
-        found[name] = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
-    return found
 
 
 class Collection:
@@ -174,10 +112,10 @@ class Collection:
 
     def _embedder_of(self, identity: EmbedderIdentity) -> Embedder:
         for one in self._given:
-            if EmbedderIdentity.of(one) == identity:
+            if _is(one, identity):
                 return one
         found = self._default_embedder()
-        if EmbedderIdentity.of(found) != identity:
+        if not _is(found, identity):
             raise InvalidInputError(
                 f"the vectors of collection {self.name} are made by embedder {identity.name!r} ({identity.dimension} "
                 f"dimensions), not by {found.name!r}: pass that one as db.collection(..., embedder=...), or change it "
@@ -285,12 +223,13 @@ class Collection:
         if texts is None or not wanted or definition.embedder is None or texts.null_count == len(texts):
             return {}
         present = texts.is_valid()
-        made = embed_rows(definition, self._embedder_of(definition.embedder), texts.drop_null().to_pylist())
+        specs = {name: definition.vectors[name].spec for name in wanted}
+        made = embed_columns(specs, self._embedder_of(definition.embedder), texts.drop_null().to_pylist())
         if not texts.null_count:
-            return {name: made[name] for name in wanted}
+            return made
         places = np.cumsum(present.to_numpy(zero_copy_only=False)) - 1
         at = pa.array(places, mask=~present.to_numpy(zero_copy_only=False))
-        return {name: made[name].take(at) for name in wanted}
+        return {name: array.take(at) for name, array in made.items()}
 
     def _state(self) -> _State:
         with self._engine.snapshot():
@@ -409,6 +348,53 @@ class Collection:
         keys = None if ids is None else check_ids(ids, distinct=False).to_pylist()
         return keys, self._store.read().table_filter(condition)
 
+    # --- changing all rows --------------------------------------------------------------------------------------------
+
+    def promote(
+        self, key: str | Sequence[str], kind: type | PromotedType, *, on_progress: OnProgress | None = None
+    ) -> None:
+        """Give a metadata key a typed, indexed column of its own; filters use it when this returns, and mean the same as before.
+
+        Rows whose value has another type keep it in the metadata, and are found there. The rows that exist are brought along in
+        small transactions, others reading and writing meanwhile. If the process is killed, or ``on_progress`` raises, the
+        maintenance does the rest; calling it again does, too.
+
+        Args:
+            key: a metadata key, or the keys that lead to it.
+            kind: str, float (every number) or bool.
+            on_progress: called from time to time.
+
+        Raises:
+            InvalidInputError: it is promoted as another type.
+            UnavailableError: inside a transaction or snapshot.
+        """
+        promote(self._store, self._table, promoted_keys(key), promoted_type(kind), on_progress)
+
+    def reembed(self, embedder: Embedder, *, on_progress: OnProgress | None = None) -> None:
+        """Make every vector that comes from a text anew by another embedder, in place, and use that one from then on.
+
+        Searches are served from the old vectors until all are made, then from the new ones, from one commit to the next. Rows
+        may be written meanwhile, in every process, by the old embedder. If the process is killed, or ``on_progress`` raises,
+        nothing is lost: call it again with the same embedder to go on, with another or the old one to think better of it.
+        Handles in other processes must be given the new embedder afterwards. A collection whose vectors were given gets its
+        first vector that is not ``multi`` from the texts.
+
+        Args:
+            embedder: of any dimension.
+            on_progress: called before every few hundred texts.
+
+        Raises:
+            InvalidInputError: rows have a vector and no text to make it from, or the embedder cannot make token vectors.
+            UnavailableError: inside a transaction or snapshot, or somebody else exchanges the embedder for a third one.
+        """
+        if not is_embedder(embedder):
+            raise InvalidInputError(
+                f"embedder must have name, dimension, max_tokens and embed(), not {type(embedder).__name__}"
+            )
+        if embedder not in self._given:
+            self._given.append(embedder)
+        reembed(self._store, self._table, embedder, on_progress)
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def get(self, row_id: str, *, include: Iterable[Include] = ("text", "metadata", "vectors")) -> Record | None:
@@ -470,6 +456,11 @@ class Collection:
             columns = wanted_columns(definition, parts)
             reader = self._table.scan_arrow(definition.table_filter(condition), limit=limit, columns=columns)
         return reader, definition
+
+
+def _is(embedder: Embedder, identity: EmbedderIdentity) -> bool:
+    # The name first: it costs nothing, the dimension may load a model.
+    return embedder.name == identity.name and embedder.dimension == identity.dimension
 
 
 def _same(one: TableSchema, other: TableSchema) -> bool:

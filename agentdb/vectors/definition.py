@@ -213,6 +213,7 @@ class Definition:
         retired: columns that once held vectors and are, or are about to be, null in every row.
         indexes: by vector name, where there is something to know.
         analysis: which text analysis made ``terms``.
+        on_filter: told of every test on a metadata key without a column that a column of its type would serve.
     """
 
     name: str
@@ -224,6 +225,7 @@ class Definition:
     indexes: Mapping[str, IndexPlan] = field(default_factory=dict)
     analysis: str = ANALYSIS
     revision: int = 1
+    on_filter: Callable[[Path, PromotedType], None] | None = field(default=None, compare=False, repr=False)
 
     # --- creation -----------------------------------------------------------------------------------------------------
 
@@ -313,9 +315,9 @@ class Definition:
         column = self.free_column("p_" + re.sub(r"[^A-Za-z0-9_]", "_", "_".join(keys))[:48])
         return self.next(promoted=(*self.promoted, PromotedColumn(keys, kind, column, is_ready)))
 
-    def free_column(self, wanted: str) -> str:
+    def free_column(self, wanted: str, taken: Iterable[str] = ()) -> str:
         """Return a name that no column has or had, as much like the one wanted as possible."""
-        used = {one.lower() for one in (*_OWN_COLUMNS, *self.retired, *(one.column for one in self.promoted))}
+        used = {one.lower() for one in (*_OWN_COLUMNS, *self.retired, *taken, *(one.column for one in self.promoted))}
         used.update(one.column.lower() for one in self.vectors.values())
         if self.reembedding is not None:
             used.update(one.column.lower() for one in self.reembedding.vectors.values())
@@ -340,15 +342,18 @@ class Definition:
             return None
         if not isinstance(condition, Filter):
             raise InvalidInputError(f"filter must be built from field(...), not given as {type(condition).__name__}")
-        columns = {one.keys: one for one in self.promoted if one.is_ready}
+        columns = {one.keys: one for one in self.promoted}
         return _mapped(condition, lambda leaf: self._leaf(leaf, columns))
 
-    @staticmethod
-    def _leaf(leaf: Any, columns: Mapping[Path, PromotedColumn]) -> Filter:
+    def _leaf(self, leaf: Any, columns: Mapping[Path, PromotedColumn]) -> Filter:
         path = metadata_path(leaf.path)
-        promoted = columns.get(path[1:]) if path[0] == "metadata" else None
-        if promoted is not None and _means_the_same(leaf, promoted.type):
-            path = (promoted.column,)
+        if path[0] == "metadata" and len(path) > 1:
+            promoted = columns.get(path[1:])
+            kind = _served_by(leaf)
+            if promoted is not None and promoted.is_ready and promoted.type == kind:
+                path = (promoted.column,)
+            elif promoted is None and kind is not None and self.on_filter is not None:
+                self.on_filter(path[1:], kind)
         return leaf if path == leaf.path else _at(leaf, path)
 
     # --- storage ------------------------------------------------------------------------------------------------------
@@ -500,21 +505,22 @@ def _mapped(node: Filter, change: Callable[[Filter], Filter]) -> Filter:
             return change(node)
 
 
-def _means_the_same(leaf: Filter, kind: PromotedType) -> bool:
-    """Whether a test on a promoted column holds for the same rows as on the metadata.
+def _served_by(leaf: Filter) -> PromotedType | None:
+    """Return the type of promoted column on which a test holds for the same rows as on the metadata; None: of no type.
 
     The column is null where the value has another type. No such row passes a test for equality, order or text of the
     column's type; but it does pass ``!=``, and it may exist or be null.
     """
     match leaf:
         case Compare():
-            return leaf.op != "ne" and _kind_of(leaf.operand) == kind
+            return None if leaf.op == "ne" else _kind_of(leaf.operand)
         case In():
-            return not leaf.negated and all(_kind_of(one) == kind for one in leaf.operands)
+            kinds = {_kind_of(one) for one in leaf.operands}
+            return kinds.pop() if len(kinds) == 1 and not leaf.negated else None
         case TextMatch():
-            return kind == "string"
+            return "string"
         case _:
-            return False
+            return None
 
 
 def _kind_of(operand: Operand) -> PromotedType | None:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
-
-import pyarrow as pa
 
 from agentdb.embedding import Embedder, EmbedderIdentity, is_embedder
 from agentdb.errors import InvalidInputError, NotFoundError
 from agentdb.storage.engine import Engine
-from agentdb.storage.schema import TableSchema
 from agentdb.storage.table import Table
-from agentdb.vectors.collection import Collection, DefinitionStore
+from agentdb.vectors.collection import Collection
 from agentdb.vectors.definition import CollectionMetric, Definition, VectorSpec, check_collection_name, given_schema
+from agentdb.vectors.evolution import Upkeep
+from agentdb.vectors.store import DEFINITIONS, DefinitionStore
 
 __all__ = ["Collections"]
-
-DEFINITIONS = TableSchema(
-    "_collections",
-    [pa.field("name", pa.string(), nullable=False), pa.field("definition", pa.string(), nullable=False)],
-    key="name",
-    hot_only=True,
-)
 
 
 class Collections:
@@ -32,6 +26,21 @@ class Collections:
     def __init__(self, engine: Engine, default_embedder: Callable[[], Embedder]) -> None:
         self._engine = engine
         self._default_embedder = default_embedder
+        self._upkeep = Upkeep(engine, self._opened)
+        engine.add_maintenance("collections", self._upkeep.run)
+
+    def _opened(self) -> Iterator[tuple[DefinitionStore, Table]]:
+        """Yield what upkeep works on: every collection."""
+        definitions = self._definitions()
+        for row in [] if definitions is None else list(definitions.scan(columns=["name"])):
+            with contextlib.suppress(NotFoundError):  # dropped meanwhile
+                yield self._stored(row["name"])
+
+    def _stored(self, name: str) -> tuple[DefinitionStore, Table]:
+        with self._engine.snapshot():
+            definitions = self._engine.table(DEFINITIONS.name)
+            store = DefinitionStore(self._engine, definitions, name, partial(self._upkeep.note, name))
+            return store, self._engine.table(store.read().table_name)
 
     def _definitions(self) -> Table | None:
         """Return the table of definitions; None as long as there never was a collection."""
@@ -64,24 +73,16 @@ class Collections:
             )
         if vectors is not None and (dimension is not None or metric is not None):
             raise InvalidInputError("give either vectors, or dimension and metric of the only one")
-        found = self._find(name)
-        if found is None:
-            found = self._create(name, dimension, metric, embedder, vectors, schema)
-        collection = self._collection(name, embedder)
-        _require_same(collection._store.read(), dimension, metric, embedder, vectors, schema)
-        return collection
+        if self._find(name) is None:
+            self._create(name, dimension, metric, embedder, vectors, schema)
+        store, table = self._stored(name)
+        _require_same(store.read(), dimension, metric, embedder, vectors, schema)
+        return Collection(store, table, embedder, self._default_embedder)
 
     def _find(self, name: str) -> Definition | None:
         definitions = self._definitions()
         row = None if definitions is None else definitions.get(name)
         return None if row is None else Definition.from_json(name, row["definition"])
-
-    def _collection(self, name: str, embedder: Embedder | None) -> Collection:
-        with self._engine.snapshot():
-            definitions = self._engine.table(DEFINITIONS.name)
-            store = DefinitionStore(self._engine, definitions, name)
-            table = self._engine.table(store.read().table_name)
-        return Collection(store, table, embedder, self._default_embedder)
 
     def _create(
         self,
@@ -91,7 +92,7 @@ class Collections:
         embedder: Embedder | None,
         vectors: Mapping[str, VectorSpec] | None,
         schema: Mapping[str | Sequence[str], Any] | None,
-    ) -> Definition:
+    ) -> None:
         if embedder is None and dimension is None and vectors is None:
             embedder = self._default_embedder()
         identity = None if embedder is None else EmbedderIdentity.of(embedder)
@@ -100,15 +101,12 @@ class Collections:
             vectors = {"vector": VectorSpec(size, "cosine" if metric is None else metric)}  # type: ignore[arg-type]
         made = Definition.new(name, vectors, identity, schema)
 
-        def work() -> Definition:
-            found = self._find(name)
-            if found is not None:  # another process was quicker
-                return found
-            self._engine.table(made.table_schema())
-            self._engine.table(DEFINITIONS).put({"name": name, "definition": made.to_json()})
-            return made
+        def work() -> None:
+            if self._find(name) is None:  # another process may have been quicker
+                self._engine.table(made.table_schema())
+                self._engine.table(DEFINITIONS).put({"name": name, "definition": made.to_json()})
 
-        return self._engine.transact(work)
+        self._engine.transact(work)
 
     def drop(self, name: str) -> bool:
         """Drop a collection with all its rows; whether there was one."""

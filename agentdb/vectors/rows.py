@@ -5,7 +5,7 @@ Vectors pass as whole columns. What must be looked at row by row is text (its te
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from agentdb.embedding import check_vectors
+from agentdb.embedding import Embedder, TokenEmbedder, check_vectors, embed_texts
 from agentdb.errors import InvalidInputError
 from agentdb.filters import decode_json, derive_terms, encode_json, parse_json
 from agentdb.storage.schema import TableSchema
@@ -32,13 +32,15 @@ __all__ = [
     "check_metadata",
     "check_texts",
     "check_vector_columns",
-    "token_bytes",
+    "embed_columns",
 ]
 
 Include = Literal["text", "metadata", "vectors"]
 
 MAX_ID_CHARS = 1_024
 _TERM_ROWS = 100_000
+_EMBED_ROWS = 4_096
+"""Texts that an embedder gets at once."""
 _INCLUDED = ("text", "metadata", "vectors")
 
 
@@ -166,11 +168,39 @@ def check_vector_columns(vectors: Any, definition: Definition, rows: int | None)
             continue
         spec = definition.vector(name).spec
         what = f"vectors[{name!r}]" if isinstance(vectors, Mapping) else "vectors"
-        array = _token_column(given, spec, what) if spec.multi else _vector_column(given, spec, what)
+        array = _column(given, spec, what)
         rows = len(array) if rows is None else rows
         _check_count(len(array), rows, what)
         found[name] = array
     return found
+
+
+def embed_columns(specs: Mapping[str, VectorSpec], embedder: Embedder, texts: Sequence[str]) -> dict[str, pa.Array]:
+    """Return what an embedder makes of texts: a column for every vector, by its name.
+
+    Raises:
+        InvalidInputError: the embedder makes no token vectors, or broke its contract.
+    """
+    found: dict[str, pa.Array] = {}
+    for name, spec in specs.items():
+        parts = []
+        for start in range(0, len(texts), _EMBED_ROWS):
+            part = texts[start : start + _EMBED_ROWS]
+            what = f"vectors of embedder {embedder.name!r}"
+            given: Any
+            if not spec.multi:
+                given = embed_texts(embedder, part)
+            elif isinstance(embedder, TokenEmbedder):
+                given = [vectors for _, vectors in embedder.embed_tokens(part)]
+            else:
+                raise InvalidInputError(f"embedder {embedder.name!r} makes no token vectors for vector {name!r}")
+            parts.append(_column(given, spec, what))
+        found[name] = parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
+    return found
+
+
+def _column(given: Any, spec: VectorSpec, what: str) -> pa.Array:
+    return _token_column(given, spec, what) if spec.multi else _vector_column(given, spec, what)
 
 
 def _check_count(found: int, rows: int, what: str) -> None:
@@ -260,10 +290,10 @@ def _token_column(given: Any, spec: VectorSpec, what: str) -> pa.Array:
     empty = (lengths == 0) & ~missing
     if empty.any():
         raise InvalidInputError(f"{what}[{int(np.flatnonzero(empty)[0])}] is a matrix without rows; use None for none")
-    return token_bytes(matrix, lengths, missing, what)
+    return _token_bytes(matrix, lengths, missing, what)
 
 
-def token_bytes(
+def _token_bytes(
     matrix: npt.NDArray[np.float32], lengths: npt.NDArray[np.int64], missing: npt.NDArray[np.bool_], what: str
 ) -> pa.Array:
     """Return token matrices, given one below the other, as the column that stores them.

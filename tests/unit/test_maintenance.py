@@ -546,3 +546,14 @@ def test_receipts_use_the_clock_and_the_id_source(tmp_path: Path) -> None:
         receipt = db.table(SCHEMA).erase_many(["a"])
         assert receipt.id.startswith("id-")
         assert receipt.requested_at == receipt.completed_at == moment
+
+
+def test_jobs_of_a_handle_end_with_it(db_path: Path) -> None:
+    ran = []
+    with agentdb.open(db_path, config=Config(maintenance=False)) as db:
+        db.add_maintenance("job", lambda _: bool(ran.append("first")))
+        with agentdb.open(db_path) as other:
+            other.add_maintenance("job", lambda _: bool(ran.append("second")))
+            db.optimize()
+        db.optimize()
+    assert ran == ["second", "first"]

@@ -49,6 +49,24 @@ def test_no_texts_make_an_empty_matrix(model):
     assert BatchEncoder(model).encode([]).shape == (0, 384)
 
 
+def test_token_vectors_are_those_of_the_transformer(model):
+    encoder = BatchEncoder(model, batch_tokens=300)
+    encoder._window_texts = 4
+    mine = encoder.encode_tokens(TEXTS)
+    theirs = model.encode(TEXTS, output_value=None, show_progress_bar=False)
+    assert len(mine) == len(TEXTS)
+    for (ids, vectors), item in zip(mine, theirs, strict=True):
+        real = item["attention_mask"].numpy().astype(bool)
+        assert ids.tolist() == item["input_ids"].numpy()[real].tolist()
+        np.testing.assert_allclose(vectors, item["token_embeddings"].numpy()[real], atol=2e-5)
+    assert encoder.encode_tokens([]) == []
+
+
+def test_vectors_of_half_precision_stay_within_the_promise(model):
+    mine = BatchEncoder(model, dtype="bfloat16").encode(TEXTS)
+    assert cosines(mine, model.encode(TEXTS, show_progress_bar=False)).min() > 1 - 1e-3
+
+
 def test_progress_is_told_and_cancelling_stops(model):
     encoder = BatchEncoder(model, batch_tokens=64)
     seen = []

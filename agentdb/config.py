@@ -50,6 +50,7 @@ class Config:
         write_timeout_s: how long a write waits for its turn before it fails as retryable.
         transaction_idle_timeout_s: an explicit transaction without a call for this long is rolled back.
         cache_bytes: budget for Lance's metadata and index caches, shared by all tables.
+        resident_bytes: budget for vectors and texts that are held in memory to be searched there; 1 GiB.
     """
 
     durability: Literal["full", "normal"] = "full"
@@ -71,6 +72,7 @@ class Config:
     write_timeout_s: float = 30.0
     transaction_idle_timeout_s: float = 60.0
     cache_bytes: int = 256 << 20
+    resident_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         if self.durability not in ("full", "normal"):

@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -27,7 +28,7 @@ from agentdb.storage.predicates import lance_in
 from agentdb.storage.schema import TableSchema
 from agentdb.types import Metric
 
-__all__ = ["ColdStore", "Revision", "cold_errors"]
+__all__ = ["ColdStore", "ColumnFill", "Revision", "cold_errors"]
 
 COLD_DIRECTORY = "lance"
 _STORAGE_VERSION: Final = "2.2"
@@ -301,6 +302,14 @@ def _files_read_by(handle: lance.LanceDataset, version: int, root: Path) -> list
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class ColumnFill:
+    """What new columns hold: ``of`` makes a batch of them from a batch of the columns ``reads``, in the cold layout."""
+
+    reads: tuple[str, ...]
+    of: Callable[[pa.RecordBatch], pa.RecordBatch]
+
+
 class Revision:
     """The next version of a dataset in the making, by the one holder of its cold lock.
 
@@ -372,11 +381,24 @@ class Revision:
             else:
                 self._handle.insert(table.select(self._schema.cold_arrow.names))
 
-    def add_columns(self, fields: Sequence[pa.Field]) -> None:
-        """Add columns that are null in every row; writes no data."""
-        if self._handle is not None:
-            with cold_errors(f"adding columns to {self._dataset}"):
-                self._handle.add_columns(pa.schema(list(fields)))
+    def add_columns(self, fields: Sequence[pa.Field], fill: ColumnFill | None = None) -> None:
+        """Add columns: null in every row, which writes no data, or what ``fill`` makes of each batch of rows."""
+        if self._handle is None:
+            return
+        with cold_errors(f"adding columns to {self._dataset}"):
+            schema = pa.schema(list(fields))
+            if fill is None:
+                self._handle.add_columns(schema)
+            else:
+                made = lance.batch_udf(output_schema=schema)(fill.of)
+                self._handle.add_columns(made, read_columns=list(fill.reads))
+
+    def clear_column(self, field: pa.Field) -> None:
+        """Make a column null in every row; writes no data, and its old values go with the next compaction."""
+        if self._handle is not None and field.name in self._handle.schema.names:
+            with cold_errors(f"clearing a column of {self._dataset}"):
+                self._handle.drop_columns([field.name])
+                self._handle.add_columns(pa.schema([field]))
 
     def index(self, schema: TableSchema | None = None) -> None:
         """Bring every scalar index up to date: new rows become a small segment of their own, merged in maintenance.

@@ -17,10 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from agentdb.errors import AgentDBError, NotFoundError
-from agentdb.storage.cold import Revision
+from agentdb.storage.cold import ColumnFill, Revision
 from agentdb.storage.core import LOCK_DIRECTORY, Core, WriteView
 from agentdb.storage.hot import TableEntry
-from agentdb.storage.schema import TableSchema
 from agentdb.types import Key, Row
 
 __all__ = ["ColdEncoder", "ColdWriter", "Guard"]
@@ -217,19 +216,22 @@ class ColdWriter:
 
     # --- definition ---------------------------------------------------------------------------------------------------
 
-    def add_columns(self, table_id: int, name: str, schema: TableSchema) -> None:
-        """Give a table a definition with more columns."""
+    def add_columns(
+        self, table_id: int, name: str, fields: Sequence[pa.Field], indexed: Sequence[str], fill: ColumnFill | None
+    ) -> None:
+        """Give a table more columns, which ``fill`` fills in the cold tier."""
         with self._changing(table_id, name, self._core.config.write_timeout_s) as change:
             entry = change.entry
+            schema = entry.schema.with_columns(fields, indexed)
             old = {column.name for column in entry.schema.columns}
             system = (
                 set(schema.cold_arrow.names) - set(entry.schema.cold_arrow.names) - {c.name for c in schema.columns}
             )
-            fields = [
+            added = [
                 schema.cold_arrow.field(one)
                 for one in (*sorted(system), *(c.name for c in schema.columns if c.name not in old))
             ]
-            change.revision.add_columns(fields)
+            change.revision.add_columns(added, fill)
             change.revision.index(schema)
 
             def define(view: WriteView, _: int) -> None:
@@ -237,6 +239,17 @@ class ColdWriter:
                 view.reload()
 
             change.publish(define)
+
+    def clear_column(self, table_id: int, name: str, column: str, guard: Guard) -> None:
+        """Make a column null in every row of the cold tier."""
+        with self._changing(table_id, name, self._core.config.write_timeout_s) as change:
+            change.revision.clear_column(change.entry.schema.cold_arrow.field(column))
+            if change.revision.changed:
+
+                def check(*_: object) -> None:
+                    guard()
+
+                change.publish(check)
 
     # --- maintenance --------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from agentdb.errors import InvalidInputError, NotFoundError
 from agentdb.filters import Filter
 from agentdb.kernels.reference import distances, score_of_distance
+from agentdb.storage.cold import ColumnFill
 from agentdb.storage.core import Core, View, WriteView
 from agentdb.storage.flush import ColdWriter, Guard
 from agentdb.storage.follower import Follower, Part
@@ -694,10 +695,21 @@ class Table:
         Raises:
             InvalidInputError: a column exists already, is not nullable, or its type is not supported.
         """
-        schema = self._writable_entry().schema.with_columns(fields, indexed)
+        self._add_columns(list(fields), [indexed] if isinstance(indexed, str) else list(indexed))
+
+    def _add_columns(
+        self, fields: Sequence[pa.Field], indexed: Sequence[str] = (), fill: ColumnFill | None = None
+    ) -> None:
+        """Add columns; in the rows of the cold tier they hold what ``fill`` makes, in hot rows null."""
+        self._writable_entry().schema.with_columns(fields, indexed)  # says what is wrong before a lock is waited for
         if self._core.current() is not None:
             raise InvalidInputError("columns cannot be added inside a transaction or snapshot")
-        self._writer.add_columns(self._id, self._name, schema)
+        self._writer.add_columns(self._id, self._name, fields, indexed, fill)
+
+    def _clear_column(self, column: str, guard: Guard) -> None:
+        """Make a column null in every row of the cold tier, at once and without a rewrite; hot rows keep it."""
+        self._core.writable()
+        self._writer.clear_column(self._id, self._name, column, guard)
 
 
 class _Source:

@@ -213,7 +213,7 @@ class Definition:
         retired: columns that once held vectors and are, or are about to be, null in every row.
         indexes: by vector name, where there is something to know.
         analysis: which text analysis made ``terms``.
-        on_filter: told of every test on a metadata key without a column that a column of its type would serve.
+        on_filter: told of every test on a metadata key that a column of this type would speed up.
     """
 
     name: str
@@ -352,7 +352,7 @@ class Definition:
             kind = _served_by(leaf)
             if promoted is not None and promoted.is_ready and promoted.type == kind:
                 path = (promoted.column,)
-            elif promoted is None and kind is not None and self.on_filter is not None:
+            elif promoted is None and kind is not None and self.on_filter is not None and not _is_look_up(leaf):
                 self.on_filter(path[1:], kind)
         return leaf if path == leaf.path else _at(leaf, path)
 
@@ -521,6 +521,11 @@ def _served_by(leaf: Filter) -> PromotedType | None:
             return "string"
         case _:
             return None
+
+
+def _is_look_up(leaf: Filter) -> bool:
+    """Whether the terms of the metadata answer a test by an index already."""
+    return isinstance(leaf, In) or (isinstance(leaf, Compare) and leaf.op == "eq")
 
 
 def _kind_of(operand: Operand) -> PromotedType | None:

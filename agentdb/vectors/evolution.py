@@ -7,6 +7,7 @@ when no row is left. Whoever is killed in between loses one small transaction: t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -20,7 +21,8 @@ import pyarrow as pa
 
 from agentdb.embedding import Embedder, EmbedderIdentity, TokenEmbedder
 from agentdb.errors import InvalidInputError, NotFoundError, UnavailableError
-from agentdb.filters import And, Compare, Exists, Filter, IsNull, Not, Or, Path
+from agentdb.filters import And, Compare, Exists, Filter, IsNull, Not, Or, Path, decode_json
+from agentdb.storage.cold import ColumnFill
 from agentdb.storage.core import Core
 from agentdb.storage.engine import Engine
 from agentdb.storage.table import Table
@@ -40,7 +42,7 @@ _CHUNK = 256
 _EMBED = 256
 _LAST_FEW = 32
 """So many rows that others wrote meanwhile are embedded in the transaction that switches: it would never end otherwise."""
-_OFTEN = 256
+_OFTEN = 64
 _WORTH_ROWS = 10_000
 _SAMPLE = 1_000
 
@@ -80,15 +82,27 @@ def _rewrite_all(
             yield len(ids)
 
 
-def _add_missing(table: Table, fields: Iterable[pa.Field], *, indexed: bool) -> None:
-    """Add columns that the table does not have; another process may be adding them, too."""
-    for one in fields:
-        if one.name not in table.schema.arrow.names:
-            try:
-                table.add_columns([one], indexed=[one.name] if indexed else [])
-            except InvalidInputError:
-                if one.name not in table.schema.arrow.names:
-                    raise
+def _add_missing(table: Table, field: pa.Field, promoted: PromotedColumn | None = None) -> None:
+    """Add a column if the table does not have it; another process may be adding it, too."""
+    if field.name in table.schema.arrow.names:
+        return
+    try:
+        if promoted is None:
+            table._add_columns([field])
+        else:
+            table._add_columns(
+                [field], [field.name], ColumnFill(("metadata",), lambda rows: _column_of(promoted, rows))
+            )
+    except InvalidInputError:
+        if field.name not in table.schema.arrow.names:
+            raise
+
+
+def _column_of(promoted: PromotedColumn, rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a promoted column of rows of the cold tier."""
+    texts = rows.column("metadata").to_pylist()
+    values = [None if one is None else promoted.value_of(decode_json(one)) for one in texts]
+    return pa.record_batch([pa.array(values, promoted.field.type)], [promoted.column])
 
 
 # --- promoted columns ---------------------------------------------------------------------------------------------------
@@ -103,10 +117,13 @@ def promote(
     column = next(one for one in store.read().promoted if one.keys == keys)
     total = table.count(Exists(("metadata", *keys)))
     done = 0
+    stage = f"promote {'.'.join(keys)}"
     for rows in fill(store, table, column):
         done += rows
         if on_progress is not None:
-            on_progress(Progress(f"promote {'.'.join(keys)}", min(done, total), total))
+            on_progress(Progress(stage, min(done, total), total))
+    if on_progress is not None:
+        on_progress(Progress(stage, total, total))
 
 
 def _begin_promotion(store: DefinitionStore, keys: Path, kind: PromotedType) -> None:
@@ -126,10 +143,10 @@ def _begin_promotion(store: DefinitionStore, keys: Path, kind: PromotedType) -> 
 def fill(store: DefinitionStore, table: Table, column: PromotedColumn) -> Generator[int, None, None]:
     """Bring a promoted column into every row, and let filters use it from then on; yields rows looked at.
 
-    Its definition was stored before the column is added, so whoever writes with the column present fills it. What is left
-    are the rows from before.
+    Its definition was stored before the column is added, so whoever writes with the column present fills it. The cold tier
+    gets it as a whole; what is left are rows that were hot then.
     """
-    _add_missing(table, [column.field], indexed=True)
+    _add_missing(table, column.field, column)
 
     def change(_: Definition, row: Row) -> bool:
         value = column.value_of(row["metadata"])
@@ -163,7 +180,8 @@ def reembed(store: DefinitionStore, table: Table, embedder: Embedder, on_progres
     for _ in shed(store, table):
         pass  # so that columns that once held vectors can be used again
     growing = _begin_exchange(store, table, embedder, identity)
-    _add_missing(table, [pa.field(one.column, one.spec.arrow_type) for one in growing.vectors.values()], indexed=False)
+    for one in growing.vectors.values():
+        _add_missing(table, pa.field(one.column, one.spec.arrow_type))
     total = table.count(Not(_is_null("text")))
     while True:
         _embed_pending(store, table, growing, embedder, total, on_progress)
@@ -327,18 +345,28 @@ def _columns(growing: Reembedding) -> set[str]:
     return {one.column for one in growing.vectors.values()}
 
 
+class _InUseError(Exception):
+    """A column that was to be emptied is used again."""
+
+
 def shed(store: DefinitionStore, table: Table) -> Generator[int, None, None]:
     """Empty the columns of vectors that nobody reads any more; yields rows."""
     for column in store.read().retired:
 
+        def require_retired(column: str = column) -> None:
+            if column not in store.read().retired:
+                raise _InUseError  # by another exchange of embedders
+
         def change(definition: Definition, row: Row, column: str = column) -> bool:
-            # By now it may be in use again, by another exchange of embedders.
             held = column in definition.retired and row[column] is not None
             row[column] = None
             return held
 
-        if column in table.schema.arrow.names:
-            yield from _rewrite_all(store, table, Not(_is_null(column)), change)
+        held = Not(_is_null(column))
+        if column in table.schema.arrow.names and table.count(held):
+            with contextlib.suppress(_InUseError):
+                table._clear_column(column, require_retired)
+            yield from _rewrite_all(store, table, held, change)
 
 
 # --- in the background --------------------------------------------------------------------------------------------------
@@ -351,8 +379,9 @@ _asked: WeakKeyDictionary[Core, Counter[tuple[str, Path, PromotedType]]] = WeakK
 class Upkeep:
     """Ends what was begun and interrupted, and promotes metadata keys that are asked for often.
 
-    A key is promoted when this process has filtered by it `_OFTEN` times with operands of one type, the collection has at
-    least `_WORTH_ROWS` rows, and all values of a sample of `_SAMPLE` rows that have the key are of that type.
+    A key is promoted when this process has asked for ranges of it, or for parts of its text, `_OFTEN` times with operands of
+    one type, the collection has at least `_WORTH_ROWS` rows, and all values of a sample of `_SAMPLE` rows that have the key
+    are of that type. Equality and membership are looked up without a column.
     """
 
     def __init__(self, engine: Engine, opened: Callable[[], Iterable[tuple[DefinitionStore, Table]]]) -> None:
@@ -363,7 +392,7 @@ class Upkeep:
         self._mutex = threading.Lock()
 
     def note(self, name: str, keys: Path, kind: PromotedType) -> None:
-        """Count a filter by a metadata key; cheap, and no matter if two threads make it one."""
+        """Count a test that a column would speed up; cheap, and no matter if two threads make it one."""
         self._asked[name, keys, kind] += 1
 
     def run(self, deadline: float) -> bool:

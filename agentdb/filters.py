@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as _attribute
@@ -157,7 +158,7 @@ def _resolve(path: Path, row: Mapping[str, Any]) -> Any:
 # --- the tree ---------------------------------------------------------------------------------------------------------
 
 
-class Filter:
+class Filter(ABC):
     """A condition on rows: immutable, comparable, hashable; combined with ``&``, ``|`` and ``~``."""
 
     __slots__ = ()
@@ -179,9 +180,9 @@ class Filter:
             "and do not chain comparisons"
         )
 
+    @abstractmethod
     def _holds(self, row: Mapping[str, Any]) -> bool:
         """Return whether ``row`` satisfies this filter."""
-        raise NotImplementedError
 
 
 class _Leaf(Filter):

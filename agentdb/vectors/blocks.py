@@ -144,6 +144,7 @@ def _measured(queries: Matrix, which: npt.NDArray[np.int64], rows: Matrix, metri
     found = np.empty(len(rows), np.float32)
     step = max(1, _EXACT_NUMBERS // max(1, queries.shape[1]))
     wide = queries.astype(np.float64)
+    norms = np.sqrt(np.vecdot(wide, wide)) if metric == "cosine" else None
     for begin in range(0, len(rows), step):
         part = slice(begin, begin + step)
         left, right = wide[which[part]], rows[part].astype(np.float64)
@@ -152,9 +153,9 @@ def _measured(queries: Matrix, which: npt.NDArray[np.int64], rows: Matrix, metri
             found[part] = np.vecdot(left, left)
             continue
         products = np.vecdot(left, right)
-        if metric == "cosine":
-            norms = np.sqrt(np.vecdot(left, left)) * np.sqrt(np.vecdot(right, right))
-            products = np.divide(products, norms, out=np.zeros_like(norms), where=norms > 0)
+        if norms is not None:
+            sizes = norms[which[part]] * np.sqrt(np.vecdot(right, right))
+            products = np.divide(products, sizes, out=np.zeros_like(sizes), where=sizes > 0)
         found[part] = 1.0 - products
     return found
 
@@ -163,18 +164,24 @@ def _ranked(
     which: npt.NDArray[np.int64], slots: Slots, distances: Matrix, k: int, tie: Tie | None
 ) -> npt.NDArray[np.int64]:
     """Return the positions of the K nearest of each query, nearest first, in the order of the queries."""
-    order = np.lexsort((slots, distances, which))
+    order: npt.NDArray[np.int64] = np.lexsort((slots, distances, which))
+    if not len(order):
+        return order
     query, distance = which[order], distances[order]
-    starts = np.flatnonzero(np.r_[True, query[1:] != query[:-1]]) if len(order) else np.empty(0, np.int64)
-    place = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    if tie is not None and len(order):
-        again = (query[1:] == query[:-1]) & (distance[1:] == distance[:-1])
-        if again.any():
-            runs = np.flatnonzero(np.r_[True, ~again])
-            for begin, end in zip(runs.tolist(), [*runs[1:].tolist(), len(order)], strict=True):
-                if end - begin > 1 and place[begin] < k:
-                    by = tie(slots[order[begin:end]].tolist())
-                    order[begin:end] = order[begin:end][sorted(range(end - begin), key=by.__getitem__)]
+    is_first = np.ones(len(order), np.bool_)
+    np.not_equal(query[1:], query[:-1], out=is_first[1:])
+    place = np.arange(len(order)) - np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
+    if tie is not None:
+        # A run of equals; those that begin behind the K-th place do not matter.
+        goes_on = ~is_first
+        goes_on[1:] &= distance[1:] == distance[:-1]
+        if goes_on.any():
+            begins = np.flatnonzero(~goes_on)
+            ends = np.append(begins[1:], len(order))
+            for run in np.flatnonzero((ends - begins > 1) & (place[begins] < k)).tolist():
+                part = order[begins[run] : ends[run]]
+                by = tie(slots[part].tolist())
+                part[:] = part[sorted(range(len(part)), key=by.__getitem__)]
     return order[place < k]
 
 
@@ -466,6 +473,7 @@ class _Found:
         self._scan = wide.astype(np.float32)
         self._scaled = block.metric == "cosine" and block._bounds.off_unit > _UNIT
         self._floor = np.full(len(queries), -np.inf, np.float32)
+        self._room, self._hits = np.empty(0, np.float32), np.empty(0, np.bool_)
         self._which: list[npt.NDArray[np.int64]] = []
         self._slots: list[Slots] = []
         self._scores: list[Matrix] = []
@@ -486,14 +494,15 @@ class _Found:
 
     def look_through(self, piece: _Piece) -> None:
         """Score some rows and keep those that can be among the nearest."""
-        scores = np.matmul(self._scan, piece.rows.T)
+        scores = self._products(piece.rows)
         if self._scaled:
             scores *= piece.scale
         elif self._block.metric == "l2":
             scores += piece.scale
         if not self._pending or self._floor[0] == -np.inf:
             self._first_floor(scores, piece.counted)
-        flat = np.flatnonzero(scores >= self._floor[:, None])
+        hits = np.greater_equal(scores, self._floor[:, None], out=self._hits[: scores.size].reshape(scores.shape))
+        flat = np.flatnonzero(hits)
         which, columns = np.divmod(flat, scores.shape[1]) if len(scores) > 1 else (np.zeros_like(flat), flat)
         if piece.counted is not None:
             kept = piece.counted[columns]
@@ -504,6 +513,14 @@ class _Found:
             if self._pending > max(_MOST_PENDING, 4 * len(self._queries) * self._k):
                 self._settle()
             self._limit = max(self._limit, 2 * self._pending)
+
+    def _products(self, rows: Matrix) -> Matrix:
+        """Return `[Q, n]` products of the queries with some rows, in memory that the next call uses again."""
+        size = len(self._scan) * len(rows)
+        if size > len(self._room):
+            # Fresh pages for every piece would cost as much as the products.
+            self._room, self._hits = np.empty(size, np.float32), np.empty(size, np.bool_)
+        return np.matmul(self._scan, rows.T, out=self._room[:size].reshape(len(self._scan), len(rows)))
 
     def _first_floor(self, scores: Matrix, counted: Mask | None) -> None:
         if counted is not None:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     )
     from agentdb.llm import LanguageModel, Reranker
     from agentdb.states import AgentStates, Change, RetentionPolicy, StateType, StateVersion, StateWrite
+    from agentdb.storage.deltas import DeltaTable, FrameInfo
     from agentdb.storage.schema import TableSchema
     from agentdb.storage.table import Table
     from agentdb.types import (
@@ -71,7 +72,19 @@ if TYPE_CHECKING:
     )
     from agentdb.vectors.collection import Collection
     from agentdb.vectors.definition import VectorSpec
+    from agentdb.vectors.indexes import (
+        IndexSpec,
+        IvfFlat,
+        IvfHnswFlat,
+        IvfHnswPq,
+        IvfHnswSq,
+        IvfPq,
+        IvfRq,
+        IvfSq,
+    )
+    from agentdb.vectors.query import Query
     from agentdb.vectors.rows import Batch, Record
+    from agentdb.vectors.search import Explanation, SignalPlan
 
 __all__ = [
     "AccessDeniedError",
@@ -91,21 +104,32 @@ __all__ = [
     "ConflictError",
     "Contains",
     "Database",
+    "DeltaTable",
     "EmbedKind",
     "Embedder",
     "EmbedderIdentity",
     "ErasureReceipt",
     "ErrorKind",
     "Exists",
+    "Explanation",
     "Field",
     "Filter",
     "FormatError",
+    "FrameInfo",
     "Hit",
     "ImageEmbedder",
     "In",
+    "IndexSpec",
     "IntegrityError",
     "InvalidInputError",
     "IsNull",
+    "IvfFlat",
+    "IvfHnswFlat",
+    "IvfHnswPq",
+    "IvfHnswSq",
+    "IvfPq",
+    "IvfRq",
+    "IvfSq",
     "Key",
     "LanguageModel",
     "Metric",
@@ -117,10 +141,12 @@ __all__ = [
     "OrderBy",
     "Problem",
     "Progress",
+    "Query",
     "Record",
     "Reranker",
     "RetentionPolicy",
     "Row",
+    "SignalPlan",
     "StateType",
     "StateVersion",
     "StateWrite",
@@ -191,6 +217,7 @@ _EXPORTS = {
     ),
     "agentdb.llm": ("LanguageModel", "Reranker"),
     "agentdb.states": ("AgentStates", "Change", "RetentionPolicy", "StateType", "StateVersion", "StateWrite"),
+    "agentdb.storage.deltas": ("DeltaTable", "FrameInfo"),
     "agentdb.storage.schema": ("TableSchema",),
     "agentdb.storage.table": ("Table",),
     "agentdb.types": (
@@ -209,7 +236,19 @@ _EXPORTS = {
     ),
     "agentdb.vectors.collection": ("Collection",),
     "agentdb.vectors.definition": ("VectorSpec",),
+    "agentdb.vectors.indexes": (
+        "IndexSpec",
+        "IvfFlat",
+        "IvfHnswFlat",
+        "IvfHnswPq",
+        "IvfHnswSq",
+        "IvfPq",
+        "IvfRq",
+        "IvfSq",
+    ),
+    "agentdb.vectors.query": ("Query",),
     "agentdb.vectors.rows": ("Batch", "Record"),
+    "agentdb.vectors.search": ("Explanation", "SignalPlan"),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 

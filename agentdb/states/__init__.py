@@ -4,7 +4,6 @@
 ``store``      ``AgentStates``: save, load, history, restore, branch, tag, delete, erase
 ``versions``   what callers hold and give: ``StateVersion``, ``StateWrite``, ``StateType``
 ``diff``       what changed between two values
-``deltas``     near-duplicates on their way to the cold tier
 ``retention``  which versions stay
 =============  ==========================================================================
 """

@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from agentdb.errors import InvalidInputError
-from agentdb.states.deltas import VersionInfo
+from agentdb.storage.deltas import FrameInfo
 
-__all__ = ["RetentionPolicy"]
+__all__ = ["RetentionPolicy", "VersionInfo"]
+
+
+class VersionInfo(NamedTuple):
+    """What deciding about versions needs to know of one."""
+
+    created_at: datetime
+    frame: FrameInfo
+
+    @property
+    def version(self) -> int:
+        """Its number."""
+        return self.frame.number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

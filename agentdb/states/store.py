@@ -1,12 +1,11 @@
 """``AgentStates``: saving, loading and removing versions.
 
 Versions are rows of the table ``_states``; what changes at every save is one row of ``_state_heads``, which stays in SQLite,
-so a save never reads the cold tier. How near-duplicates are stored is in ``deltas``.
+so a save never reads the cold tier. How near-duplicates are stored is in ``agentdb.storage.deltas``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import secrets
 import time
@@ -21,9 +20,8 @@ import pyarrow as pa
 
 from agentdb.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from agentdb.filters import And, Compare, Filter, encode_json
-from agentdb.states.deltas import MAX_SPAN, TOUCHED, DeltaEncoder, KeyFrameCache, VersionInfo
 from agentdb.states.diff import Change, diff_values
-from agentdb.states.retention import RetentionPolicy
+from agentdb.states.retention import RetentionPolicy, VersionInfo
 from agentdb.states.versions import (
     LazyContent,
     StateKey,
@@ -36,7 +34,8 @@ from agentdb.states.versions import (
     check_type,
     check_version,
 )
-from agentdb.storage.payload import ZSTD_DELTA, Payload, compress, content_of, unpack
+from agentdb.storage.deltas import DeltaTable, FrameInfo
+from agentdb.storage.payload import compress
 from agentdb.storage.schema import TableSchema
 from agentdb.storage.values import encode_value
 from agentdb.types import ErasureReceipt, Row
@@ -53,11 +52,11 @@ _PAGE = 1000
 _ARROW_ROWS = 500
 _SLICE = 50_000
 _RETENTION_INTERVAL_S = 60.0
-_CACHE_BYTES = 16 << 20
 
 _TIMESTAMP = pa.timestamp("us", tz="UTC")
 _STATE_KEY = ("agent_id", "session_id", "state_type")
 _KEY_FIELDS = [pa.field(name, pa.string(), nullable=False) for name in _STATE_KEY]
+_DELTA_FIELDS = DeltaTable.columns()
 
 STATES = TableSchema(
     "_states",
@@ -66,12 +65,9 @@ STATES = TableSchema(
         pa.field("version", pa.int64(), nullable=False),
         pa.field("created_at", _TIMESTAMP, nullable=False),
         pa.field("parent", pa.int64()),
-        pa.field("size_bytes", pa.int64(), nullable=False),
-        pa.field("checksum", pa.binary(), nullable=False),
+        *_DELTA_FIELDS[:2],
         pa.field("metadata", pa.json_()),
-        # Null: undecided or small. Its own version: a key frame. Another version: its key frame. 0: see TOUCHED.
-        pa.field("base", pa.int64()),
-        pa.field("data", pa.large_binary(), nullable=False),
+        *_DELTA_FIELDS[2:],
     ],
     key=(*_STATE_KEY, "version"),
 )
@@ -172,15 +168,17 @@ class AgentStates:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._clock = engine.config.clock
-        self._states = engine.table(STATES)
         self._heads = engine.table(HEADS)
+        self._contents = DeltaTable(engine, STATES, self._barriers)
+        self._states = self._contents.table
         self._numbers = engine.table(NUMBERS)
         self._settings = engine.table(SETTINGS)
-        self._key_frames = KeyFrameCache(_CACHE_BYTES)
-        engine.set_cold_encoder(STATES.name, DeltaEncoder(self._heads.get_many))
         engine.add_maintenance("state-retention", self._maintain)
         self._retention_due = 0.0
         self._retention_after: str | None = None
+
+    def _barriers(self, keys: list[tuple[Any, ...]]) -> list[int | None]:
+        return [None if head is None else head["barrier"] for head in self._heads.get_many(keys)]
 
     def _now(self) -> datetime:
         moment: datetime = self._clock()
@@ -401,7 +399,7 @@ class AgentStates:
         row = self._states.get((*key, number))
         if row is None:
             return None, version is not None
-        content = self._content(row)
+        content = self._contents.content(row)
         if content is None:
             return None, False
         return _to_version(row, content, head), True
@@ -419,27 +417,8 @@ class AgentStates:
         )
         return next((int(row["version"]) for row in newest), None)
 
-    def _content(self, row: Row) -> bytes | None:
-        """Return the verified content of a row; None when its key frame has gone since the row was read."""
-        frame = unpack(row["data"])
-        if frame.codec is not ZSTD_DELTA:
-            return _verified(row, frame, None)
-        key = (row["agent_id"], row["session_id"], row["state_type"], frame.base)
-        base = self._key_frames.get(key)
-        if base is not None:
-            # A number that was rolled back may have been given again: then the cache knows another content by it.
-            with contextlib.suppress(IntegrityError):
-                return _verified(row, frame, base)
-        key_row = self._states.get(key)
-        if key_row is None:
-            return None
-        base = _key_content(key_row)
-        content = _verified(row, frame, base)
-        self._key_frames.put(key, base)
-        return content
-
     def _require_content(self, row: Row) -> bytes:
-        content = self._content(row)
+        content = self._contents.content(row)
         if content is None:
             raise IntegrityError(f"version {row['version']} of a state refers to a key frame that is missing")
         return content
@@ -461,34 +440,13 @@ class AgentStates:
             heads = self._heads.get_many(checked)
             wanted = {key: head for key, head in zip(checked, heads, strict=True) if head is not None}
             rows = self._states.get_many([(*key, head["live_version"]) for key, head in wanted.items()])
-            found = dict(zip(wanted, self._contents(rows), strict=True))
+            found = dict(zip(wanted, self._contents.contents(rows), strict=True))
         versions = {}
         for (key, head), row in zip(wanted.items(), rows, strict=True):
             if row is None:
                 raise IntegrityError(f"version {head['live_version']} of a state is missing")
             versions[key] = _to_version(row, found[key], head)
         return [versions.get(key) for key in checked]
-
-    def _contents(self, rows: Sequence[Row | None]) -> list[bytes]:
-        """Return the verified contents of rows, with one read for all their key frames; inside a snapshot."""
-        frames = [None if row is None else unpack(row["data"]) for row in rows]
-        bases: dict[tuple[str, str, str, int], bytes] = {}
-        names = [
-            (row["agent_id"], row["session_id"], row["state_type"], frame.base)
-            for row, frame in zip(rows, frames, strict=True)
-            if row is not None and frame is not None and frame.codec is ZSTD_DELTA
-        ]
-        names = list(dict.fromkeys(names))
-        for name, key_row in zip(names, self._states.get_many(names) if names else [], strict=True):
-            if key_row is None:
-                raise IntegrityError(f"version {name[3]} of a state is missing, and others refer to it")
-            bases[name] = _key_content(key_row)
-        return [
-            b""
-            if row is None or frame is None
-            else _verified(row, frame, bases.get((row["agent_id"], row["session_id"], row["state_type"], frame.base)))
-            for row, frame in zip(rows, frames, strict=True)
-        ]
 
     def history(
         self,
@@ -739,7 +697,7 @@ class AgentStates:
             return receipts[0] if receipts else self._states.erase_many([(*key, number)])
 
         receipt = self._engine.transact(write)
-        self._key_frames.clear()
+        self._contents.forget()
         self._engine.settle_erasures()
         return self._engine.erasure(receipt.id) or receipt
 
@@ -776,8 +734,8 @@ class AgentStates:
         if not gone:
             return 0
         left = [row for row in rows if row.version not in wanted]
-        lost = {row.version for row in gone if row.may_be_key}
-        self._detach(key, lost, left)
+        lost = {row.version for row in gone if row.frame.may_be_key}
+        self._contents.detach(key, lost, [row.frame for row in left])
         (remove or self._states.delete_many)([(*key, row.version) for row in gone])
         if not left:
             self._forget(head)
@@ -798,23 +756,9 @@ class AgentStates:
     def _number_rows(self, key: StateKey) -> list[VersionInfo]:
         """Return what there is of a state, newest first."""
         rows = self._states.scan(_scope(*key), order_by=("version", "desc"), columns=_NUMBER_COLUMNS)
-        return [VersionInfo(row["version"], row["created_at"], row["size_bytes"], row["base"]) for row in rows]
-
-    def _detach(self, key: StateKey, lost: set[int], left: Sequence[VersionInfo]) -> None:
-        """Write in full every version of ``left`` that refers, or is about to refer, to a version of ``lost``."""
-        if not lost:
-            return
-        dependents = [
-            row.version
-            for row in left
-            if row.base in lost
-            or (row.is_undecided and any(row.version - MAX_SPAN < one < row.version for one in lost))
+        return [
+            VersionInfo(row["created_at"], FrameInfo(row["version"], row["size_bytes"], row["base"])) for row in rows
         ]
-        for start in range(0, len(dependents), 32):
-            rows = self._states.get_many([(*key, version) for version in dependents[start : start + 32]])
-            for row, content in zip(rows, self._contents(rows), strict=True):
-                if row is not None:
-                    self._states.put({**row, "data": compress(content), "base": TOUCHED})
 
     def _forget_heads(self, names: tuple[str, ...], *, erased: bool = False) -> None:
         """Remove the heads of an agent, a session or a state; inside a transaction."""
@@ -973,20 +917,6 @@ class AgentStates:
         self._retention_after = None
         self._retention_due = time.monotonic() + _RETENTION_INTERVAL_S
         return False
-
-
-def _verified(row: Row, frame: Payload, base: bytes | None) -> bytes:
-    content = content_of(frame, base)
-    if blake2b(content, digest_size=16).digest() != row["checksum"]:
-        raise IntegrityError(f"the content of version {row['version']} of a state does not match its checksum")
-    return content
-
-
-def _key_content(row: Row) -> bytes:
-    frame = unpack(row["data"])
-    if frame.codec is ZSTD_DELTA:
-        raise IntegrityError(f"version {row['version']} of a state is a delta, but others refer to it")
-    return content_of(frame)
 
 
 def _tags_by_version(head: Row) -> dict[int, tuple[str, ...]]:

@@ -16,7 +16,6 @@ import agentdb
 from agentdb.config import Config
 from agentdb.errors import ConflictError, NotFoundError
 from agentdb.states import RetentionPolicy, StateWrite
-from agentdb.states.deltas import DeltaEncoder
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 agents = st.sampled_from(["a", "b"])
@@ -237,7 +236,7 @@ class StatesMachine(RuleBasedStateMachine):
 
     @rule(key=states, version=versions)
     def flush_while_a_version_goes(self, key, version) -> None:
-        encoder = DeltaEncoder(self.db.states._heads.get_many)
+        encoder = self.db.states._contents.encoder
         removed: list[int] = []
 
         def encode(rows, read):

@@ -15,7 +15,7 @@ import agentdb
 from agentdb.config import Config
 from agentdb.errors import ConflictError, IntegrityError, InvalidInputError, NotFoundError
 from agentdb.states import Change, RetentionPolicy, StateType, StateVersion, StateWrite
-from agentdb.states.deltas import MAX_SPAN, DeltaEncoder, KeyFrameCache
+from agentdb.storage.deltas import MAX_SPAN, KeyFrameCache
 from agentdb.storage.payload import ZSTD_DELTA, compress, unpack
 from agentdb.storage.values import encode_value
 
@@ -787,7 +787,7 @@ def test_removing_a_key_frame_keeps_its_dependents(db, erase):
 @contextmanager
 def during_encoding(db, action):
     """Let ``action`` happen after the rows of a flush were encoded and before they are published."""
-    plain = DeltaEncoder(db.states._heads.get_many)
+    plain = db.states._contents.encoder
     done = []
 
     def encode(rows, read):
@@ -846,7 +846,7 @@ def test_a_key_frame_that_was_touched_stays_one(db):
         table = db.table("_states").schema
         physical = table.to_physical(hot)
         arrow = table.rows_to_arrow([table.key_of(physical)], [1], [physical])
-        encoder = DeltaEncoder(states._heads.get_many)
+        encoder = states._contents.encoder
         (row,) = table.arrow_to_rows(encoder(arrow, lambda keys: [cold.get(key[3]) for key in keys]))
         frame = unpack(row["data"])
         assert row["base"] == (frame.base if frame.codec is ZSTD_DELTA else 4)

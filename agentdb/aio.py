@@ -176,6 +176,13 @@ def _writes(
     return _calls("write", method)
 
 
+def _searches(
+    method: Callable[Concatenate[S_co, P], R],
+) -> Callable[Concatenate[_Twin[S_co], P], Coroutine[Any, Any, R]]:
+    """Return the twin of a method that may wait for an embedder, and for no writer."""
+    return _calls("search", method)
+
+
 def _embeds(
     method: Callable[Concatenate[S_co, P], R],
 ) -> Callable[Concatenate[_Twin[S_co], P], Coroutine[Any, Any, R]]:
@@ -452,6 +459,11 @@ class AsyncCollection(_Twin[Collection]):
     get = _reads(Collection.get)
     get_many = _reads(Collection.get_many)
     count = _reads(Collection.count)
+    search = _searches(Collection.search)
+    search_many = _searches(Collection.search_many)
+    max_marginal_relevance = _searches(Collection.max_marginal_relevance)
+    explain_search = _searches(Collection.explain_search)
+    set_index = _writes(Collection.set_index)
     scan = _iterates(Collection.scan, items=Record)
     iterate = _iterates(Collection.iterate, items=Batch, at_once=1)
 

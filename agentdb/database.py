@@ -134,6 +134,7 @@ class Database(Engine):
     def close(self) -> None:
         """Close this handle; see `Engine.close`. An embedder that was passed to `open` stays open."""
         super().close()
+        self._collections.let_go()
         with self._embedder_mutex:
             if self._own_embedder:
                 closing = getattr(self._embedder, "close", None)

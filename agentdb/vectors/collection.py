@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar, Unpack
 
-import numpy as np
 import pyarrow as pa
 
 from agentdb.embedding import Embedder, EmbedderIdentity, is_embedder
 from agentdb.errors import InvalidInputError, NotFoundError, StorageError
-from agentdb.filters import Filter
+from agentdb.filters import Field, Filter
+from agentdb.llm import Reranker
 from agentdb.storage.schema import TableSchema
 from agentdb.storage.table import Table
-from agentdb.types import ErasureReceipt, OnProgress, Row
+from agentdb.types import ErasureReceipt, Hit, OnProgress, Row
 from agentdb.vectors.definition import Definition, PromotedType, VectorSpec, promoted_keys, promoted_type
 from agentdb.vectors.evolution import promote, reembed
+from agentdb.vectors.indexes import IndexSpec
+from agentdb.vectors.query import Fusion, Mode, SearchOptions
+from agentdb.vectors.resident import ResidentCache
 from agentdb.vectors.rows import (
     Batch,
     Include,
@@ -27,10 +30,10 @@ from agentdb.vectors.rows import (
     check_metadata,
     check_texts,
     check_vector_columns,
-    embed_columns,
     to_record,
     wanted_columns,
 )
+from agentdb.vectors.search import Explanation, Searcher
 from agentdb.vectors.store import DefinitionStore
 
 __all__ = ["Collection"]
@@ -63,13 +66,26 @@ class Collection:
     """
 
     def __init__(
-        self, store: DefinitionStore, table: Table, embedder: Embedder | None, default_embedder: Callable[[], Embedder]
+        self,
+        store: DefinitionStore,
+        table: Table,
+        embedder: Embedder | None,
+        default_embedder: Callable[[], Embedder],
+        cache: ResidentCache,
     ) -> None:
         self._store = store
         self._engine = store.engine
         self._table = table
         self._given = [] if embedder is None else [embedder]
         self._default_embedder = default_embedder
+        self._searcher = Searcher(
+            self._engine,
+            table,
+            store.read,
+            cache,
+            self._required_embedder,
+            lambda _: None,
+        )
 
     def __repr__(self) -> str:
         return f"Collection({self.name!r})"
@@ -122,6 +138,14 @@ class Collection:
                 "with reembed()"
             )
         return found
+
+    def _required_embedder(self) -> Embedder:
+        identity = self._store.read().embedder
+        if identity is None:
+            raise InvalidInputError(
+                f"collection {self.name} has no embedder: its vectors are given, and so are queries"
+            )
+        return self._embedder_of(identity)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -208,35 +232,21 @@ class Collection:
     def _put(self, state: _State, rows: Rows, vectors: Any) -> None:
         definition = state.definition
         given = {} if vectors is None else check_vector_columns(vectors, definition, len(rows.ids))
-        rows.vectors = {**self._embedded(definition, rows.texts, given), **given}
+        rows.vectors = {**rows.embedded(definition, given, self._embedder_of), **given}
         table = rows.to_table(definition, state.schema)
         entry = self._table._writable_entry()
         if not _same(entry.schema, state.schema):
             raise _ChangedError
         self._table._put_table(entry, table, lambda: self._check_state(state))
 
-    def _embedded(
-        self, definition: Definition, texts: pa.Array | None, given: Mapping[str, pa.Array]
-    ) -> dict[str, pa.Array]:
-        """Return the vectors that texts ask for and nobody gave."""
-        wanted = [name for name in definition.embedded if name not in given]
-        if texts is None or not wanted or definition.embedder is None or texts.null_count == len(texts):
-            return {}
-        present = texts.is_valid()
-        specs = {name: definition.vectors[name].spec for name in wanted}
-        made = embed_columns(specs, self._embedder_of(definition.embedder), texts.drop_null().to_pylist())
-        if not texts.null_count:
-            return made
-        places = np.cumsum(present.to_numpy(zero_copy_only=False)) - 1
-        at = pa.array(places, mask=~present.to_numpy(zero_copy_only=False))
-        return {name: array.take(at) for name, array in made.items()}
-
     def _state(self) -> _State:
         with self._engine.snapshot():
             return _State(self._store.read(), self._table.schema)
 
     def _check_state(self, state: _State) -> None:
-        if self._store.read().revision != state.definition.revision or not _same(self._table.schema, state.schema):
+        now = self._store.read()
+        is_same = now is state.definition or now.layout == state.definition.layout
+        if not is_same or not _same(self._table.schema, state.schema):
             raise _ChangedError
 
     def _prepared(self, work: Callable[[_State], T]) -> T:
@@ -293,7 +303,7 @@ class Collection:
     def _update(self, state: _State, rows: Rows, vectors: Any, *, merge: bool) -> None:
         definition = state.definition
         given = {} if vectors is None else check_vector_columns(vectors, definition, len(rows.ids))
-        rows.vectors = {**self._embedded(definition, rows.texts, given), **given}
+        rows.vectors = {**rows.embedded(definition, given, self._embedder_of), **given}
         changed = rows.to_table(definition, state.schema)
         ids = rows.ids.to_pylist()
         growing = (
@@ -456,6 +466,130 @@ class Collection:
             columns = wanted_columns(definition, parts)
             reader = self._table.scan_arrow(definition.table_filter(condition), limit=limit, columns=columns)
         return reader, definition
+
+    # --- searching ----------------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        query: Any,
+        k: int = 10,
+        *,
+        filter: Filter | None = None,
+        mode: Mode = "vector",
+        vector_name: str | None = None,
+        fusion: Fusion = "normalized",
+        weights: Mapping[str, float] | None = None,
+        rerank: Reranker | Callable[[str, list[str]], Any] | Any = None,
+        min_score: float | None = None,
+        group_by: str | Field | None = None,
+        offset: int = 0,
+        include: Iterable[Literal["text", "metadata"]] = ("text", "metadata"),
+        exact: bool = False,
+        explain: bool = False,
+    ) -> list[Hit]:
+        """Return the K best rows, best first; fewer where fewer match. What was written before is found.
+
+        Small collections, small scopes of a filter and everything that fits in memory are searched exactly; large ones by an
+        approximate index, once there is one. `explain_search` tells which it was, and why.
+
+        Args:
+            query: a text, a vector `[D]`, tokens `[T, D]` for a ``multi`` vector, or a `Query` that has several of these.
+            k: at least 1.
+            filter: only rows that match. An equality in it that all rows must meet, such as an agent's id, is searched in
+                that agent's rows alone.
+            mode: ``"vector"``: nearest in meaning; ``"text"``: best matching words (BM25); ``"hybrid"``: both, fused.
+            vector_name: which vector; None: ``"vector"``, or the first. Rows without it are not found by it. A ``multi`` one
+                ranks the candidates that the other signals find, by MaxSim.
+            fusion: of ``"hybrid"``: scores ``"normalized"`` for each query, or ranks (``"rrf"``).
+            weights: of the signals ``"vector"`` and ``"text"``.
+            rerank: a `Reranker`, a sentence-transformers ``CrossEncoder``, or a function of the query's text and the texts
+                found, that returns a score for each. It sees at least the best 50.
+            min_score: only hits that reach it.
+            group_by: a metadata key or field: only the best row of each of its values.
+            offset: leave out so many of the best first.
+            include: what hits hold besides id and score.
+            exact: compare every row, whatever index there is.
+            explain: let ``Hit.signals`` hold the score of each signal.
+
+        Returns:
+            ``score``: the cosine, the dot product, or 1 / (1 + distance) with a Euclidean metric; BM25 or the fused score in
+            the other modes; what the reranker said. ``distance``: ``1 - score``, or the Euclidean distance. Ties by id.
+
+        Raises:
+            InvalidInputError: an argument cannot be accepted; the message names it.
+        """
+        return self._searcher.search(
+            query,
+            k,
+            filter=filter,
+            mode=mode,
+            vector_name=vector_name,
+            fusion=fusion,
+            weights=weights,
+            rerank=rerank,
+            min_score=min_score,
+            group_by=group_by,
+            offset=offset,
+            include=tuple(include) if not isinstance(include, str) else include,
+            exact=exact,
+            explain=explain,
+        )
+
+    def search_many(self, queries: Any, k: int = 10, **options: Unpack[SearchOptions]) -> list[list[Hit]]:
+        """Return what `search` returns for each of many queries, all in one state of the database, faster than one by one.
+
+        Args:
+            queries: a list of what `search` takes, or a matrix `[Q, D]`.
+            k: hits for each.
+            options: as in `search`.
+        """
+        return self._searcher.search_many(queries, k, **options)
+
+    def max_marginal_relevance(
+        self, query: Any, k: int = 10, fetch_k: int = 50, lambda_mult: float = 0.5, **options: Unpack[SearchOptions]
+    ) -> list[Hit]:
+        """Return K of the ``fetch_k`` nearest rows, chosen one by one for nearness and for difference from those before.
+
+        Args:
+            query: as in `search`.
+            k: how many.
+            fetch_k: how many to choose from, at least k.
+            lambda_mult: 1: nearness alone, as `search`; 0: difference alone.
+            options: as in `search`; the mode is "vector", and neither grouping, reranking nor an offset applies.
+
+        Source: Carbonell and Goldstein, "The use of MMR, diversity-based reranking", SIGIR 1998.
+        """
+        return self._searcher.max_marginal_relevance(query, k, fetch_k, lambda_mult, **options)
+
+    def explain_search(self, query: Any, k: int = 10, **options: Unpack[SearchOptions]) -> Explanation:
+        """Search, and return what was done and why instead of the hits. Takes what `search` takes."""
+        return self._searcher.explain_search(query, k, **options)
+
+    def set_index(self, choice: IndexSpec | Literal["auto", "none"], *, vector_name: str | None = None) -> None:
+        """Choose the approximate index of a vector; the maintenance builds it in the background.
+
+        Args:
+            choice: ``"auto"`` (the default of every vector): one is built when it pays, and kept good. ``"none"``: never one.
+                Or an index with its parameters, such as ``IvfHnswSq(nprobes=8)``.
+            vector_name: None: ``"vector"``, or the first.
+
+        Raises:
+            InvalidInputError: no such choice, no such vector, or one that cannot have that index.
+        """
+        if not isinstance(choice, IndexSpec) and choice not in ("auto", "none"):
+            raise InvalidInputError("choice must be an index such as IvfRq(), 'auto' or 'none'")
+
+        def change(definition: Definition) -> Definition:
+            name = definition.default_vector if vector_name is None else vector_name
+            spec = definition.vector(name).spec
+            if isinstance(choice, IndexSpec):
+                if spec.multi:
+                    raise InvalidInputError(f"vector {name!r} is multi and has no index: it ranks what others find")
+                choice.build_parameters(1 << 20, spec.dimension)  # raises where the two do not fit
+            plan = replace(definition.index_plan(name), choice=choice)
+            return definition.next(indexes={**definition.indexes, name: plan})
+
+        self._store.change(change)
 
 
 def _is(embedder: Embedder, identity: EmbedderIdentity) -> bool:

@@ -298,6 +298,12 @@ class Definition:
         """Return what is decided and known about a vector's approximate index."""
         return self.indexes.get(vector_name, IndexPlan())
 
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """All that decides what a row looks like in the table; what else changes is no matter to writers."""
+        promoted = tuple((one.keys, one.type, one.column) for one in self.promoted)
+        return self.vectors, self.embedder, self.reembedding, promoted, self.analysis
+
     # --- changes ------------------------------------------------------------------------------------------------------
 
     def next(self, **changes: Any) -> Definition:

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 
@@ -23,15 +22,13 @@ from agentdb.embedding import Embedder, EmbedderIdentity, TokenEmbedder
 from agentdb.errors import InvalidInputError, NotFoundError, UnavailableError
 from agentdb.filters import And, Compare, Exists, Filter, IsNull, Not, Or, Path, decode_json
 from agentdb.storage.cold import ColumnFill
-from agentdb.storage.core import Core
-from agentdb.storage.engine import Engine
 from agentdb.storage.table import Table
 from agentdb.types import OnProgress, Progress, Row
 from agentdb.vectors.definition import Definition, PromotedColumn, PromotedType, Reembedding, StoredVector
 from agentdb.vectors.rows import embed_columns
 from agentdb.vectors.store import DefinitionStore
 
-__all__ = ["Upkeep", "promote", "reembed"]
+__all__ = ["Asked", "Upkeep", "promote", "reembed"]
 
 log = logging.getLogger("agentdb")
 
@@ -372,8 +369,8 @@ def shed(store: DefinitionStore, table: Table) -> Generator[int, None, None]:
 # --- in the background --------------------------------------------------------------------------------------------------
 
 
-_asked: WeakKeyDictionary[Core, Counter[tuple[str, Path, PromotedType]]] = WeakKeyDictionary()
-"""How often keys were filtered by, through whichever handle of this process."""
+Asked = tuple[str, Path, PromotedType]
+"""A collection, a metadata key, and the type of what it is compared with."""
 
 
 class Upkeep:
@@ -384,9 +381,9 @@ class Upkeep:
     are of that type. Equality and membership are looked up without a column.
     """
 
-    def __init__(self, engine: Engine, opened: Callable[[], Iterable[tuple[DefinitionStore, Table]]]) -> None:
+    def __init__(self, asked: Counter[Asked], opened: Callable[[], Iterable[tuple[DefinitionStore, Table]]]) -> None:
+        self._asked = asked
         self._opened = opened
-        self._asked = _asked.setdefault(engine._core, Counter())
         self._work: dict[tuple[int, str], Generator[int, None, None]] = {}
         self._settled: dict[int, int] = {}
         self._mutex = threading.Lock()

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from agentdb.config import Config
 from agentdb.embedding import Embedder, EmbedderIdentity, is_embedder
 from agentdb.errors import InvalidInputError, NotFoundError
+from agentdb.storage.core import Core
 from agentdb.storage.engine import Engine
 from agentdb.storage.table import Table
 from agentdb.vectors.collection import Collection
 from agentdb.vectors.definition import CollectionMetric, Definition, VectorSpec, check_collection_name, given_schema
-from agentdb.vectors.evolution import Upkeep
+from agentdb.vectors.evolution import Asked, Upkeep
+from agentdb.vectors.resident import ResidentCache
 from agentdb.vectors.store import DEFINITIONS, DefinitionStore
 
 __all__ = ["Collections"]
+
+
+class _Shared:
+    """What all handles of a database share in one process."""
+
+    def __init__(self, config: Config) -> None:
+        self.cache = ResidentCache(config.resident_bytes, device=config.device)
+        self.asked: Counter[Asked] = Counter()
+
+
+_shared: dict[Core, _Shared] = {}
 
 
 class Collections:
@@ -26,8 +41,14 @@ class Collections:
     def __init__(self, engine: Engine, default_embedder: Callable[[], Embedder]) -> None:
         self._engine = engine
         self._default_embedder = default_embedder
-        self._upkeep = Upkeep(engine, self._opened)
+        self._shared = _shared.setdefault(engine._core, _Shared(engine.config))
+        self._upkeep = Upkeep(self._shared.asked, self._opened)
         engine.add_maintenance("collections", self._upkeep.run)
+
+    def let_go(self) -> None:
+        """Let go of what the handles of the process share, if the last of them is closed."""
+        if self._engine._core.closed:
+            _shared.pop(self._engine._core, None)
 
     def _opened(self) -> Iterator[tuple[DefinitionStore, Table]]:
         """Yield what upkeep works on: every collection."""
@@ -77,7 +98,7 @@ class Collections:
             self._create(name, dimension, metric, embedder, vectors, schema)
         store, table = self._stored(name)
         _require_same(store.read(), dimension, metric, embedder, vectors, schema)
-        return Collection(store, table, embedder, self._default_embedder)
+        return Collection(store, table, embedder, self._default_embedder, self._shared.cache)
 
     def _find(self, name: str) -> Definition | None:
         definitions = self._definitions()
@@ -116,7 +137,7 @@ class Collections:
             if found is None:
                 return False
             self._engine.table(DEFINITIONS).delete(name)
-            return self._engine.drop_table(found.table_name)
+            return self._engine.drop_table(found.table_name)  # what is resident of it goes when room is needed
 
         return self._engine.transact(work)
 

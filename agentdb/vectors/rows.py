@@ -5,7 +5,7 @@ Vectors pass as whole columns. What must be looked at row by row is text (its te
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from agentdb.embedding import Embedder, TokenEmbedder, check_vectors, embed_texts
+from agentdb.embedding import Embedder, EmbedderIdentity, TokenEmbedder, check_vectors, embed_texts
 from agentdb.errors import InvalidInputError
 from agentdb.filters import decode_json, derive_terms, encode_json, parse_json
 from agentdb.storage.schema import TableSchema
@@ -328,6 +328,27 @@ class Rows:
     vectors: dict[str, pa.Array]
     _encoded: tuple[pa.Array, pa.Array] | None = field(default=None, repr=False)
     _terms: pa.Array | pa.ChunkedArray | None = field(default=None, repr=False)
+    _made: tuple[object, dict[str, pa.Array]] | None = field(default=None, repr=False)
+
+    def embedded(
+        self,
+        definition: Definition,
+        given: Mapping[str, pa.Array],
+        embedder_of: Callable[[EmbedderIdentity], Embedder],
+    ) -> dict[str, pa.Array]:
+        """Return the vectors that the texts ask for and nobody gave; embedded once, however often the rows are prepared."""
+        specs = {name: one.spec for name, one in definition.embedded.items() if name not in given}
+        identity, texts = definition.embedder, self.texts
+        if identity is None or texts is None or not specs or texts.null_count == len(texts):
+            return {}
+        if self._made is None or self._made[0] != (identity, specs):
+            made = embed_columns(specs, embedder_of(identity), texts.drop_null().to_pylist())
+            if texts.null_count:
+                present = texts.is_valid().to_numpy(zero_copy_only=False)
+                places = pa.array(np.cumsum(present) - 1, mask=~present)
+                made = {name: array.take(places) for name, array in made.items()}
+            self._made = (identity, specs), made
+        return self._made[1]
 
     def text_terms(self) -> pa.Array | pa.ChunkedArray:
         """Return the ``terms`` column; analysed once, however often the rows are prepared."""

@@ -55,7 +55,7 @@ class SearchOptions(TypedDict, total=False):
     min_score: float | None
     group_by: str | Field | None
     offset: int
-    include: Sequence[str]
+    include: Iterable[str]
     exact: bool
     explain: bool
 

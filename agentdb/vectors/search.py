@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Unpack
 
 import numpy as np
@@ -32,6 +33,7 @@ from agentdb.errors import InvalidInputError, StorageError
 from agentdb.filters import Filter, encode_json
 from agentdb.kernels.reference import distances
 from agentdb.storage.engine import Engine
+from agentdb.storage.schema import TableSchema
 from agentdb.storage.table import Table
 from agentdb.types import Hit, Metric, Row
 from agentdb.vectors.blocks import cuda_device
@@ -57,6 +59,7 @@ from agentdb.vectors.sources import (
     IndexedTexts,
     IndexedVectors,
     ResidentSource,
+    RowCache,
     RowSource,
     TableSource,
     TextSource,
@@ -75,6 +78,8 @@ _LATE_CANDIDATES = 300
 """What each signal contributes at least where tokens rank the candidates."""
 _ATTEMPTS = 8
 """How often a search begins anew because the definition, or a segment, has moved past its snapshot."""
+_PAYLOAD_BYTES = 16 << 20
+"""Texts and metadata of recent hits that are kept in memory."""
 _TOKEN_ROWS = 512
 """Rows whose tokens are compared in one product."""
 
@@ -191,8 +196,14 @@ class Searcher:
         self._cache = cache
         self._embedder = embedder
         self._index = index
+        self._rows = RowCache(_PAYLOAD_BYTES)
         self._flushes = False
         """Whether texts were last searched in Lance, whose index does not know hot rows."""
+
+    @cached_property
+    def _schema(self) -> TableSchema:
+        """The table's schema as far as it never changes: how keys are encoded. Reading it opens a snapshot."""
+        return self._table.schema
 
     def search(self, query: Any, k: int = 10, **options: Unpack[SearchOptions]) -> list[Hit]:
         """Return the K best hits, best first, fewer where fewer match; see `Collection.search`."""
@@ -288,7 +299,8 @@ class Searcher:
                 rows = self._payload(pools, request, sources)
                 watch.lap("fetch")
             # The snapshot is closed: a slow reranker holds up nobody.
-            hits = [_hits(pool, one, rows, request) for pool, one in zip(pools, asked, strict=True)]
+            decode = self._schema.decode_key
+            hits = [_hits(pool, one, rows, request, decode) for pool, one in zip(pools, asked, strict=True)]
             if request.rerank is not None:
                 watch.lap("rerank")
             return hits, sources.plans, request, candidates
@@ -299,10 +311,11 @@ class Searcher:
         keys = list(dict.fromkeys(key for pool in pools for key in pool.keys))
         if not keys:
             return {}
-        columns = ["id", *request.include]
+        columns = list(request.include)
         if request.rerank is not None and "text" not in columns:
             columns.append("text")
-        return dict(zip(keys, sources.rows.rows(keys, columns), strict=True))
+        rows = sources.rows.rows(keys, columns) if columns else ({} for _ in keys)
+        return dict(zip(keys, rows, strict=True))
 
     # --- candidates ---------------------------------------------------------------------------------------------------
 
@@ -356,7 +369,7 @@ class Searcher:
 
     def _every_token(self, asked: Asked, request: Request, sources: _Sources) -> _Ranked:
         """Rank every row by its tokens."""
-        encode = self._table.schema.encode_key
+        encode = self._schema.encode_key
         column = request.definition.vectors[request.vector_name].column
         keys: list[str] = []
         scores: list[Floats] = []
@@ -521,7 +534,7 @@ class Searcher:
         assert hot is not None, "hot rows are never refused"
         # One query to Lance brings the payload too, where nothing but this signal decides what is returned.
         is_plain = request.mode == "vector" and not request.is_late and request.group is None and request.rerank is None
-        carried = ("id", *request.include) if is_plain else ()
+        carried = request.include if is_plain else ()
         return IndexedVectors(self._table, hot, request.filter, probe, carried)
 
     def _large_texts(self, request: Request, *, may_flush: bool) -> tuple[TextSource, SignalPlan]:
@@ -546,7 +559,7 @@ class Searcher:
     ) -> ResidentSource | None:
         """Return the rows of the scope, or all, from memory; None if they would take too much."""
         frozen = self._frozen(request.scope, request.definition, names, text=text, limit_bytes=limit_bytes)
-        return None if frozen is None else ResidentSource(self._table, frozen, request.rest)
+        return None if frozen is None else ResidentSource(self._table, frozen, request.rest, self._rows)
 
     def _frozen(
         self,
@@ -693,7 +706,9 @@ def _page(ranked: _Ranked, request: Request) -> _Ranked:
     return ranked.take(np.arange(request.offset, min(request.wanted, enough)))
 
 
-def _hits(ranked: _Ranked, asked: Asked, rows: Mapping[str, Row], request: Request) -> list[Hit]:
+def _hits(
+    ranked: _Ranked, asked: Asked, rows: Mapping[str, Row], request: Request, decode: Callable[[str], Any]
+) -> list[Hit]:
     if request.rerank is not None and ranked.keys:
         scores = request.rerank(asked.text or "", [rows[key]["text"] or "" for key in ranked.keys])
         order = np.argsort(-scores, kind="stable")
@@ -707,7 +722,7 @@ def _hits(ranked: _Ranked, asked: Asked, rows: Mapping[str, Row], request: Reque
         values = [(name, float(ranked.signals[name][position])) for name in names]
         hits.append(
             Hit(
-                id=row["id"],
+                id=decode(key),
                 score=score,
                 distance=request.distance(score),
                 text=row["text"] if "text" in request.include else None,

@@ -10,6 +10,10 @@ Rows are named by their encoded keys, so that what one source found another can 
 
 from __future__ import annotations
 
+import itertools
+import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from agentdb.filters import Filter, field
+from agentdb.filters import Filter, decode_json, encode_json, field
 from agentdb.kernels.reference import distances
 from agentdb.storage.table import Table
 from agentdb.types import Metric, Row
@@ -32,6 +36,7 @@ __all__ = [
     "IndexedTexts",
     "IndexedVectors",
     "ResidentSource",
+    "RowCache",
     "RowSource",
     "TableSource",
     "TextSource",
@@ -83,6 +88,68 @@ class TextSource(RowSource, Protocol):
     def text_scores(self, text: str, keys: Sequence[str]) -> Floats:
         """Return `[N]` the scores of rows that the search found; 0 where a text shares no term with the query."""
         ...
+
+
+class RowCache:
+    """Texts and metadata of rows that were hits, kept by slot: a slot never holds another row. Bounded; safe for threads.
+
+    A take of ten rows from Lance costs more than all else of a search in memory, and agents find the same rows again and again.
+
+    Args:
+        limit_bytes: about how much to keep.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._bytes = 0
+        self._mutex = threading.Lock()
+        self._numbers: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
+        self._next = itertools.count()
+        self._rows: OrderedDict[tuple[int, int], tuple[str | None, str | None]] = OrderedDict()
+
+    def rows(self, frozen: Frozen, slots: npt.NDArray[np.int64], columns: Sequence[str]) -> list[Row]:
+        """Return what `Frozen.fetch` returns."""
+        if not set(columns) <= {"text", "metadata"}:
+            return frozen.fetch(slots, columns)
+        with self._mutex:
+            number = self._numbers.setdefault(frozen._follower, -1)
+            if number < 0:
+                number = self._numbers[frozen._follower] = next(self._next)
+            names = [(number, slot) for slot in slots.tolist()]
+            found = {name: self._rows[name] for name in names if name in self._rows}
+            for name in found:
+                self._rows.move_to_end(name)
+        missing = [name for name in names if name not in found]
+        if missing:
+            fetched = frozen.fetch([slot for _, slot in missing], ("text", "metadata"))
+            new = {name: _packed(row) for name, row in zip(missing, fetched, strict=True)}
+            found.update(new)
+            self._keep(new)
+        return [_unpacked(found[name], columns) for name in names]
+
+    def _keep(self, new: Mapping[tuple[int, int], tuple[str | None, str | None]]) -> None:
+        with self._mutex:
+            for name, row in new.items():
+                if name not in self._rows:
+                    self._rows[name] = row
+                    self._bytes += _size(row)
+            while self._bytes > self._limit_bytes:
+                self._bytes -= _size(self._rows.popitem(last=False)[1])
+
+
+def _packed(row: Row) -> tuple[str | None, str | None]:
+    # As text: whoever gets a row may change its metadata.
+    metadata = row["metadata"]
+    return row["text"], None if metadata is None else encode_json(metadata)
+
+
+def _unpacked(row: tuple[str | None, str | None], columns: Sequence[str]) -> Row:
+    text, metadata = row
+    return {name: text if name == "text" else None if metadata is None else decode_json(metadata) for name in columns}
+
+
+def _size(row: tuple[str | None, str | None]) -> int:
+    return 300 + sum(len(one) for one in row if one is not None)
 
 
 class TableSource:
@@ -165,11 +232,13 @@ class ResidentSource:
         table: the collection's table.
         frozen: the rows of the search's scope, or all.
         condition: what rows of them the search may return; None: all.
+        cache: keeps the payload of rows; None: it is read each time.
     """
 
-    def __init__(self, table: Table, frozen: Frozen, condition: Filter | None) -> None:
+    def __init__(self, table: Table, frozen: Frozen, condition: Filter | None, cache: RowCache | None = None) -> None:
         self._table = table
         self._frozen = frozen
+        self._cache = cache
         self._filter = condition
         self._slots: dict[str, int] = {}
         """Of the rows that were found here: the segment may have moved on to newer versions of them."""
@@ -227,7 +296,13 @@ class ResidentSource:
     def rows(self, keys: Sequence[str], columns: Sequence[str]) -> list[Row]:
         """Return columns of rows."""
         slots = self._known(keys)
-        return rows_by_key(self._table, keys, columns) if slots is None else self._frozen.fetch(slots, columns)
+        if slots is None:
+            return rows_by_key(self._table, keys, columns)
+        return (
+            self._frozen.fetch(slots, columns)
+            if self._cache is None
+            else self._cache.rows(self._frozen, slots, columns)
+        )
 
     def _named(self, slots: npt.NDArray[np.int64]) -> list[str]:
         keys = self._frozen.keys(slots)

@@ -20,7 +20,6 @@ from agentdb import Config, field
 from agentdb.vectors import search as search_module
 from agentdb.vectors.collection import Collection
 from agentdb.vectors.definition import VectorSpec
-from agentdb.vectors.registry import Collections
 from agentdb.vectors.resident import ResidentCache
 from agentdb.vectors.search import Searcher
 
@@ -65,9 +64,7 @@ class _Held:
         self.db = db
         self.metric = metric
         spec = VectorSpec(D, metric, dtype=dtype)  # type: ignore[arg-type]
-        self.collection: Collection = Collections(db, lambda: None).open(  # type: ignore[arg-type, return-value]
-            "c", dimension=None, metric=None, embedder=None, vectors={"v": spec}, schema={"tag": str}
-        )
+        self.collection: Collection = db.collection("c", vectors={"v": spec}, schema={"tag": str})
         self.rows: dict[str, Any] = {}
         self._searchers = {path: self._searcher(path) for path in PATHS}
 

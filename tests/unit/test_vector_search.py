@@ -19,7 +19,6 @@ from agentdb import Config, InvalidInputError, MissingDependencyError, field
 from agentdb.kernels import reference
 from agentdb.vectors.collection import Collection
 from agentdb.vectors.definition import VectorSpec
-from agentdb.vectors.registry import Collections
 from agentdb.vectors.resident import ResidentCache
 from agentdb.vectors.search import Query, Searcher
 from agentdb_embedders import HashingEmbedder
@@ -44,8 +43,7 @@ def db(db_path: Path) -> Iterator[agentdb.Database]:
 
 
 def opened(db: agentdb.Database, name: str = "c", **arguments: Any) -> Collection:
-    given = dict.fromkeys(("dimension", "metric", "embedder", "vectors", "schema"))
-    return Collections(db, lambda: EMBEDDER).open(name, **{**given, **arguments})
+    return db.collection(name, **arguments)
 
 
 def searcher(db: agentdb.Database, collection: Collection, **parts: Any) -> Searcher:

@@ -12,18 +12,30 @@ import re
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal
 
 import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from lance.query import MatchQuery
 
 from agentdb.errors import AgentDBError, IntegrityError, StorageError
 from agentdb.storage.files import fsync_directory, make_durable
+from agentdb.storage.indices import (
+    IndexDefinition,
+    IndexInfo,
+    Segment,
+    covered,
+    definitions,
+    describe,
+    index_name,
+    record_of,
+)
 from agentdb.storage.predicates import lance_in
 from agentdb.storage.schema import TableSchema
 from agentdb.types import Metric
@@ -38,6 +50,8 @@ _LOOKUP_KEYS = 1_000
 _SCAN_SHARE = 20
 """Scanning the key column beats looking up more than one key in so many."""
 _DELETE_ROWS = 20_000
+_MAX_VECTOR_SEGMENTS = 3
+"""A search looks into every segment, at half a millisecond each."""
 _MANIFEST = re.compile(r"(\d+)\.manifest\Z")
 _MAX_U64 = (1 << 64) - 1
 
@@ -79,6 +93,7 @@ class ColdStore:
         self._cache_bytes = cache_bytes
         self._mutex = threading.Lock()
         self._handles: OrderedDict[tuple[str, int], lance.LanceDataset] = OrderedDict()
+        self._infos: OrderedDict[tuple[str, int, str], IndexInfo | None] = OrderedDict()
         self._session = self._new_session()
 
     def _new_session(self) -> Any:
@@ -115,6 +130,7 @@ class ColdStore:
         """Drop every cached handle and Lance's caches: a version number may have been reused."""
         with self._mutex:
             self._handles.clear()
+            self._infos.clear()
             self._session = self._new_session()
 
     # --- recovery -----------------------------------------------------------------------------------------------------
@@ -252,6 +268,76 @@ class ColdStore:
         with cold_errors(f"reading {dataset}"):
             return _find(self.open(dataset, version), keys)
 
+    # --- vector and text indices --------------------------------------------------------------------------------------
+
+    def probe(
+        self,
+        dataset: str,
+        version: int,
+        column: str,
+        query: np.ndarray[Any, Any],
+        k: int,
+        metric: Metric,
+        where: str | None,
+        columns: Sequence[str],
+        probe: Mapping[str, int],
+    ) -> pa.Table:
+        """Return the columns and ``_distance`` of about the K nearest rows as the index finds them, best first.
+
+        Rows that the index does not cover are compared one by one. Fewer than K come only if fewer match.
+        """
+        handle = self.open(dataset, version)
+        nearest = {"column": column, "q": query, "k": k, "metric": metric, "use_index": True}
+        for name, value in probe.items():
+            # Only a lower limit: with a filter the partitions nearest by may not hold K rows that match.
+            nearest["minimum_nprobes" if name == "nprobes" else name] = value
+        with cold_errors(f"searching {dataset}"):
+            names = [name for name in columns if name in handle.schema.names]
+            return handle.scanner(
+                columns=[*names, "_distance"], nearest=nearest, filter=where, prefilter=True
+            ).to_table()
+
+    def match(
+        self, dataset: str, version: int, column: str, text: str, k: int, where: str | None, columns: Sequence[str]
+    ) -> pa.Table:
+        """Return the columns and ``_score`` (BM25) of the K best rows for any of a text's terms."""
+        handle = self.open(dataset, version)
+        with cold_errors(f"searching {dataset}"):
+            names = [name for name in columns if name in handle.schema.names]
+            query = MatchQuery(text, column)
+            return handle.scanner(
+                columns=[*names, "_score"], full_text_query=query, limit=k, filter=where, prefilter=True
+            ).to_table()
+
+    def count_matches(self, dataset: str, version: int, column: str, text: str) -> int:
+        """Return the number of rows that hold any of a text's terms."""
+        handle = self.open(dataset, version)
+        with cold_errors(f"searching {dataset}"):
+            return int(handle.scanner(columns=[], full_text_query=MatchQuery(text, column)).count_rows())
+
+    def index_info(self, dataset: str, version: int, column: str) -> IndexInfo | None:
+        """Return how the vector or text index of a column stands."""
+        with self._mutex:
+            if (dataset, version, column) in self._infos:
+                return self._infos[dataset, version, column]
+        with cold_errors(f"reading indices of {dataset}"):
+            info = describe(self.open(dataset, version), column)
+        with self._mutex:
+            self._infos[dataset, version, column] = info
+            while len(self._infos) > _OPEN_DATASETS:
+                self._infos.popitem(last=False)
+        return info
+
+    def new_segment(self, dataset: str, version: int) -> Segment:
+        """Return an index segment to be built from one version."""
+        with cold_errors(f"reading {dataset}"):
+            return Segment(self._fresh(dataset, version), self.path(dataset))
+
+    def fragments(self, dataset: str, version: int) -> set[int]:
+        """Return the numbers of a version's fragments."""
+        with cold_errors(f"reading {dataset}"):
+            return {one.fragment_id for one in self.open(dataset, version).get_fragments()} if version else set()
+
 
 def _by_index(count: int, handle: lance.LanceDataset) -> bool:
     return count <= _LOOKUP_KEYS or count * _SCAN_SHARE < handle.count_rows()
@@ -298,7 +384,7 @@ def _files_read_by(handle: lance.LanceDataset, version: int, root: Path) -> list
     for index in handle.describe_indices():
         for segment in index.segments:
             folder = f"_indices/{segment.uuid}"
-            found += [f"{folder}/{one.name}" for one in (root / folder).iterdir()]
+            found += [f"{folder}/{one.name}" for one in (root / folder).iterdir() if one.is_file()]
     return found
 
 
@@ -396,6 +482,7 @@ class Revision:
     def clear_column(self, field: pa.Field) -> None:
         """Make a column null in every row; writes no data, and its old values go with the next compaction."""
         if self._handle is not None and field.name in self._handle.schema.names:
+            self.drop_index(field.name)
             with cold_errors(f"clearing a column of {self._dataset}"):
                 self._handle.drop_columns([field.name])
                 self._handle.add_columns(pa.schema([field]))
@@ -413,29 +500,81 @@ class Revision:
             wanted = _indices(schema or self._schema)
             missing = {column: kind for column, kind in wanted.items() if column not in existing}
             if existing:
-                self._handle.optimize.optimize_indices(num_indices_to_merge=0)
+                self._handle.optimize.optimize_indices(num_indices_to_merge=0, index_names=self._cheap_indices())
             for column, kind in missing.items():
                 self._handle.create_scalar_index(column, kind)
 
+    def _cheap_indices(self) -> list[str]:
+        """Return the names of all indices but those of vectors, whose segments cost more than a flush should."""
+        vectors = {index_name(column) for column in self._vector_indices()}
+        return [one.name for one in self._handle.describe_indices() if one.name not in vectors]  # type: ignore[union-attr]
+
+    def _vector_indices(self) -> dict[str, IndexDefinition]:
+        assert self._handle is not None, "only asked of a dataset that exists"
+        return {column: one for column, one in definitions(self._handle).items() if one.metric is not None}
+
     def rebuild_indices(self) -> None:
-        """Build every index anew, so that none holds values of rows that are gone."""
+        """Build every look-up index anew and remove the others, so that none holds values of rows that are gone.
+
+        The definitions of those that are removed stay on record.
+        """
         if self._handle is None:
             return
         with cold_errors(f"indexing {self._dataset}"):
+            for column in definitions(self._handle):
+                if covered(self._handle, column):
+                    self._handle.drop_index(index_name(column))
             for column, kind in _indices(self._schema).items():
                 self._handle.create_scalar_index(column, kind, replace=True)
 
     def index_segments(self) -> int:
-        """Return the largest number of segments that an index consists of."""
+        """Return the largest number of segments that an index other than a vector's consists of."""
         if self._handle is None:
             return 0
         with cold_errors(f"reading indices of {self._dataset}"):
-            return max((len(one.segments) for one in self._handle.describe_indices()), default=0)
+            cheap = self._cheap_indices()
+            return max((len(one.segments) for one in self._handle.describe_indices() if one.name in cheap), default=0)
 
     def merge_indices(self) -> None:
-        """Merge the segments of every index into one."""
+        """Merge the segments of every index, but those of vectors, into one."""
         with cold_errors(f"indexing {self._dataset}"):
-            self._handle.optimize.optimize_indices(num_indices_to_merge=1_000)  # type: ignore[union-attr]
+            self._handle.optimize.optimize_indices(  # type: ignore[union-attr]
+                num_indices_to_merge=1_000, index_names=self._cheap_indices()
+            )
+
+    def extend_indices(self, limits: Callable[[IndexDefinition], tuple[int, int]]) -> None:
+        """Add rows that no segment of a vector index covers as one more segment, merged with others of its kind.
+
+        Args:
+            limits: the least and the greatest number of rows for which that is worth it.
+        """
+        if self._handle is None:
+            return
+        with cold_errors(f"indexing {self._dataset}"):
+            for column, definition in self._vector_indices().items():
+                info = describe(self._handle, column)
+                least, most = limits(definition)
+                if info is None or not info.segments or not least <= info.rows_unindexed <= most:
+                    continue
+                # The oldest segment, by far the largest, stays as it is.
+                merged = info.segments - 1 if info.segments > _MAX_VECTOR_SEGMENTS else 0
+                self._handle.optimize.optimize_indices(num_indices_to_merge=merged, index_names=[index_name(column)])
+
+    def put_index(self, segment: Segment, column: str, definition: IndexDefinition) -> None:
+        """Let a column have a segment as its whole index."""
+        assert self._handle is not None, "a segment was built of it"
+        with cold_errors(f"indexing {self._dataset}"):
+            segment.publish(self._handle, column, definition)
+
+    def drop_index(self, column: str) -> bool:
+        """Remove the vector or text index of a column and its record; whether there was one."""
+        if self._handle is None or column not in definitions(self._handle):
+            return False
+        with cold_errors(f"indexing {self._dataset}"):
+            if covered(self._handle, column):
+                self._handle.drop_index(index_name(column))
+            self._handle.delete_config_keys([record_of(column)])
+        return True
 
     def fragments(self) -> list[tuple[int, int, int]]:
         """Return (id, physical rows, deleted rows) of each fragment."""
@@ -460,8 +599,14 @@ class Revision:
         with cold_errors(f"compacting {self._dataset}"):
             self._handle.optimize.compact_files(materialize_deletions_threshold=0.0)  # type: ignore[union-attr]
 
-    def settle(self, known: Iterable[str]) -> dict[str, tuple[int, str]]:
+    def settle(
+        self, known: Iterable[str], durable: Mapping[str, tuple[int, str]] = MappingProxyType({})
+    ) -> dict[str, tuple[int, str]]:
         """Force the version to the disk; return path -> (size, digest) of files that are not known yet.
+
+        Args:
+            known: files of published versions.
+            durable: facts of new files that are on the disk already.
 
         Raises:
             StorageError: an fsync failed; the version must not be published.
@@ -469,8 +614,9 @@ class Revision:
         assert self._handle is not None, "only a changed revision is settled"
         with cold_errors(f"listing files of {self._dataset}"):
             files = _files_of(self._handle, self.version)
-        seen = set(known)
+        seen = {*known, *durable}
         facts = make_durable(self._store.path(self._dataset), [path for path in files if path not in seen])
+        facts.update((path, durable[path]) for path in files if path in durable)
         if not self.base:
             # The database's directory names the one that holds all datasets, which the first of them made.
             with cold_errors(f"writing {self._dataset}"):

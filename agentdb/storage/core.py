@@ -341,7 +341,7 @@ class Core:
         self.hot = HotStore(path, durability=config.durability, read_only=read_only)
         self.cold = ColdStore(path, cache_bytes=config.cache_bytes)
         self.write_lock = FileLock(path / LOCK_DIRECTORY / "write.lock")
-        self._cold_locks: dict[int, FileLock] = {}
+        self._locks: dict[str, FileLock] = {}
         self._mutex = threading.Lock()
         self._queue: deque[_Unit] = deque()
         self._leading = False
@@ -434,10 +434,17 @@ class Core:
 
     def cold_lock(self, table_id: int) -> FileLock:
         """Return the lock of a table's Lance data; taken before the write lock, several in the order of their names."""
+        return self._lock(f"cold-{table_id}.lock")
+
+    def index_lock(self, table_id: int) -> FileLock:
+        """Return the lock that an index build of a table holds, before the cold lock if it takes both."""
+        return self._lock(f"index-{table_id}.lock")
+
+    def _lock(self, name: str) -> FileLock:
         with self._mutex:
-            lock = self._cold_locks.get(table_id)
+            lock = self._locks.get(name)
             if lock is None:
-                lock = self._cold_locks[table_id] = FileLock(self.path / LOCK_DIRECTORY / f"cold-{table_id}.lock")
+                lock = self._locks[name] = FileLock(self.path / LOCK_DIRECTORY / name)
             return lock
 
     # --- writes -------------------------------------------------------------------------------------------------------
@@ -737,7 +744,7 @@ class Core:
         self.cold.forget()
         self.pins.close()
         self.write_lock.close()
-        for lock in self._cold_locks.values():
+        for lock in self._locks.values():
             lock.close()
 
 

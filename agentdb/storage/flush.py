@@ -10,17 +10,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from agentdb.errors import AgentDBError, NotFoundError
-from agentdb.storage.cold import ColumnFill, Revision
+from agentdb.storage.cold import ColumnFill, Revision, cold_errors
 from agentdb.storage.core import LOCK_DIRECTORY, Core, WriteView
+from agentdb.storage.files import make_durable
 from agentdb.storage.hot import TableEntry
-from agentdb.types import Key, Row
+from agentdb.storage.indices import IndexDefinition, Segment
+from agentdb.types import Key, OnProgress, Progress, Row
 
 __all__ = ["ColdEncoder", "ColdWriter", "Guard"]
 
@@ -35,6 +39,11 @@ _SMALL_ROWS = 100_000
 _SLICE_BYTES = 64 << 20
 _MAX_SEGMENTS = 8
 _DELETED_SHARE = 0.1
+_EXTEND_ROWS = 2_000
+"""So many rows, compared one by one, cost a search as much as the index itself."""
+_EXTEND_MOST_ROWS = 100_000
+_EXTEND_GRAPH_ROWS = 5_000
+"""More rows than this take too long to index under the cold lock: the index is due to be built anew."""
 
 
 class _Change:
@@ -61,10 +70,15 @@ class _Change:
         if self.revision.changed:
             self.revision.index()
 
-    def publish(self, also: Callable[[WriteView, int], None]) -> None:
-        """Force the new version to the disk and point the catalogue at it, together with what ``also`` writes."""
+    def publish(
+        self, also: Callable[[WriteView, int], None], durable: Mapping[str, tuple[int, str]] | None = None
+    ) -> None:
+        """Force the new version to the disk and point the catalogue at it, together with what ``also`` writes.
+
+        ``durable`` names new files that are on the disk already, with their sizes and digests.
+        """
         entry, revision = self.entry, self.revision
-        files = revision.settle(self._known) if revision.changed else {}
+        files = revision.settle(self._known, durable or {}) if revision.changed else {}
 
         def commit() -> None:
             view = self.core.writing()
@@ -96,6 +110,15 @@ class ColdWriter:
                 entry, version, known = self._state(table_id, name)
             with self._revised(entry, version, known) as change:
                 yield change
+
+    @contextlib.contextmanager
+    def _undisturbed(self, table_id: int, name: str, timeout_s: float) -> Iterator[_Change]:
+        """Change a table while none of its indices is being built: a build needs its fragments and files to stay."""
+        with (
+            self._core.index_lock(table_id).held(timeout_s, f"the index of table {name}"),
+            self._changing(table_id, name, timeout_s) as change,
+        ):
+            yield change
 
     def _state(self, table_id: int, name: str) -> tuple[TableEntry, int, dict[str, tuple[int, str]]]:
         with self._core.reading() as view:
@@ -251,13 +274,92 @@ class ColdWriter:
 
                 change.publish(check)
 
+    # --- vector and text indices --------------------------------------------------------------------------------------
+
+    def build_index(
+        self,
+        table_id: int,
+        name: str,
+        column: str,
+        definition: IndexDefinition,
+        stop: threading.Event | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> bool:
+        """Build an index of the cold rows beside everything else; False if nothing came of it.
+
+        That is so where there is no cold row, ``stop`` was set, the table was dropped, or an erasure overtook the build.
+
+        Raises:
+            LockedError: an index of this table is being built already, here or in another process.
+            StorageError: Lance or the disk failed; nothing is changed.
+        """
+        core, report = self._core, _Report(column, stop, on_progress)
+        with core.index_lock(table_id).held(0.0, f"the index of table {name}"):
+            with core.reading() as view:
+                entry = view.entry(table_id, name)
+                version = view.version(entry)
+            definition.check(entry.schema, column)
+            if not version:
+                return False
+            segment, published = core.cold.new_segment(entry.dataset, version), False
+            try:
+                with cold_errors(f"indexing {entry.dataset}"):
+                    segment.build(column, definition, report)
+                report.check()  # a small index may be complete before its progress is looked at
+                # Most bytes reach the disk, and are read for their digests, before anybody waits for the cold lock.
+                facts = make_durable(core.cold.path(entry.dataset), segment.files)
+                published = self._add_segment(entry, segment, column, definition, facts)
+            except _StoppedError:
+                return False
+            except AgentDBError:
+                report.check()
+                if self._is_there(entry, segment):
+                    raise
+            finally:
+                if not published:
+                    segment.discard()
+            return published
+
+    def _add_segment(
+        self,
+        entry: TableEntry,
+        segment: Segment,
+        column: str,
+        definition: IndexDefinition,
+        facts: dict[str, tuple[int, str]],
+    ) -> bool:
+        with self._changing(entry.id, entry.name, self._core.config.write_timeout_s) as change:
+            if not segment.fragments <= self._core.cold.fragments(entry.dataset, change.revision.base):
+                return False
+            change.revision.put_index(segment, column, definition)
+            change.publish(lambda *_: None, facts)
+            return True
+
+    def _is_there(self, entry: TableEntry, segment: Segment) -> bool:
+        """Whether all that a segment was built of is there still."""
+        try:
+            with self._core.reading() as view:
+                version = view.version(view.entry(entry.id, entry.name))
+            return segment.fragments <= self._core.cold.fragments(entry.dataset, version)
+        except NotFoundError:
+            return False
+
+    def drop_index(self, table_id: int, name: str, column: str) -> bool:
+        """Remove the vector or text index of a column; whether there was one."""
+        with self._changing(table_id, name, self._core.config.write_timeout_s) as change:
+            dropped = change.revision.drop_index(column)
+            if dropped:
+                change.publish(lambda *_: None)
+            return dropped
+
     # --- maintenance --------------------------------------------------------------------------------------------------
 
     def compact(self, table_id: int, name: str, *, everything: bool = False, timeout_s: float = 0.0) -> bool:
         """Merge small fragments and index segments, one slice of bounded size; True if anything was done."""
         limit = 1 if everything else self._core.config.compact_fragments
-        with self._changing(table_id, name, timeout_s) as change:
+        with self._undisturbed(table_id, name, timeout_s) as change:
             revision = change.revision
+            revision.extend_indices(lambda one: (1 if everything else _EXTEND_ROWS, _most_rows(one)))
             fragments = revision.fragments()
             worth = [one for one, rows, deleted in fragments if rows < _SMALL_ROWS or deleted > rows * _DELETED_SHARE]
             dirty = any(deleted > rows * _DELETED_SHARE for _, rows, deleted in fragments)
@@ -299,9 +401,12 @@ class ColdWriter:
             version = view.version(entry)
         return _Change(self._core, entry, Revision(self._core.cold, entry.dataset, entry.schema, version), known)
 
-    def clean(self, table_id: int, name: str, *, timeout_s: float = 0.0) -> int:
-        """Remove the versions that no reader of any process can need; return how many."""
-        with self._changing(table_id, name, timeout_s) as change:
+    def clean(self, table_id: int, name: str, *, timeout_s: float = 0.0, erasing: bool = False) -> int:
+        """Remove the versions that no reader of any process can need; return how many.
+
+        An erasure cleans up even while an index is built, and so ends the build.
+        """
+        with (self._changing if erasing else self._undisturbed)(table_id, name, timeout_s) as change:
             # Catalogue first, then pins: whoever pins later reads this state or a newer one.
             with self._core.reading() as view:
                 versions = self._core.hot.versions(view.connection, table_id)
@@ -359,6 +464,41 @@ class ColdWriter:
             self._core.settle_log()
         for dataset in present.intersection(dropped):
             self._core.cold.remove(dataset)
+
+
+class _StoppedError(Exception):
+    """Ends an index build from inside its progress report."""
+
+
+class _Report:
+    """Hands the progress of a build on, and ends it when it is to stop."""
+
+    def __init__(self, column: str, stop: threading.Event | None, on_progress: OnProgress | None) -> None:
+        self._column = column
+        self._stop = stop
+        self._on_progress = on_progress
+        self.error: BaseException | None = None
+
+    def check(self) -> None:
+        """Raise what the caller's own report raised, or if the build is to stop."""
+        if self.error is not None:
+            raise self.error
+        if self._stop is not None and self._stop.is_set():
+            raise _StoppedError
+
+    def __call__(self, event: Any) -> None:
+        self.check()
+        if self._on_progress is not None:
+            stage = f"index {self._column}: {event.stage}"
+            try:
+                self._on_progress(Progress(stage, int(event.completed or 0), int(event.total or 0)))
+            except BaseException as error:
+                self.error = error
+                raise
+
+
+def _most_rows(definition: IndexDefinition) -> int:
+    return _EXTEND_GRAPH_ROWS if "HNSW" in definition.kind else _EXTEND_MOST_ROWS
 
 
 class _EndOfBulk:

@@ -325,7 +325,7 @@ class Maintenance:
         self._core.pins.publish()
         for table_id in {table_id for _, table_id, _, _ in open_erasures if table_id in names}:
             if not names[table_id].schema.hot_only:
-                self._writer.clean(table_id, names[table_id].name, timeout_s=timeout_s)
+                self._writer.clean(table_id, names[table_id].name, timeout_s=timeout_s, erasing=True)
         self._writer.remove_dropped()
         clean = self._clean_erasures()
         if not clean or not self.checkpoint(truncate=True):

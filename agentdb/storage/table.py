@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apsw
@@ -13,16 +14,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from agentdb.errors import InvalidInputError, NotFoundError
-from agentdb.filters import Filter
+from agentdb.filters import Filter, field
 from agentdb.kernels.reference import distances, score_of_distance
 from agentdb.storage.cold import ColumnFill
 from agentdb.storage.core import Core, View, WriteView
 from agentdb.storage.flush import ColdWriter, Guard
 from agentdb.storage.follower import Follower, Part
 from agentdb.storage.hot import TableEntry, storage_errors
+from agentdb.storage.indices import TEXT_INDEX, IndexDefinition, IndexInfo
+from agentdb.storage.locks import LockedError
 from agentdb.storage.plan import Plan, complete, hot_table
 from agentdb.storage.schema import Column, TableSchema
-from agentdb.types import ErasureReceipt, Hit, Key, Metric, OrderBy, Row
+from agentdb.types import ErasureReceipt, Hit, Key, Metric, OnProgress, OrderBy, Row
 
 __all__ = ["Table"]
 
@@ -136,6 +139,19 @@ class Table:
             if version:
                 found.update(self._cold_rows(entry, version, missing, None))
         return [found.get(key) for key in encoded]
+
+    def read(self, keys: Sequence[str], columns: Sequence[str]) -> dict[str, Row]:
+        """Return columns of the rows of encoded keys, by key; those that do not exist are not in it."""
+        with self._core.reading() as view:
+            entry = self._entry(view)
+            names = _chosen(entry.schema, columns)
+            known = entry.hot.get_many(view.connection, keys)
+            rows = {key: entry.schema.to_python(values, names) for key, values in known.items() if values is not None}
+            version = view.version(entry)
+            rest = [key for key in dict.fromkeys(keys) if key not in known] if version else []
+            if rest:
+                rows.update(self._cold_rows(entry, version, rest, names))
+        return rows
 
     def _cold_rows(
         self, entry: TableEntry, version: int, keys: Sequence[str], columns: Sequence[str] | None
@@ -418,14 +434,29 @@ class Table:
         if not version:
             return found
         shadow = entry.hot.keys(view.connection, plan.low, plan.high)
-        hidden = self._core.cold.find(entry.dataset, version, shadow).num_rows if shadow else 0
+        return found + self._nearest_among(entry, version, plan, vector, query, k, metric, shadow)
+
+    def _nearest_among(
+        self,
+        entry: TableEntry,
+        version: int,
+        plan: Plan,
+        vector: Column,
+        query: np.ndarray[Any, Any],
+        k: int,
+        metric: Metric,
+        shadow: Collection[str],
+    ) -> list[tuple[float, str]]:
+        """Return cold rows that no key shadows, the K nearest among them, in no order."""
+        hidden = self._core.cold.find(entry.dataset, version, list(shadow)).num_rows if shadow else 0
         if plan.cold_exact:
             keys = self._candidates(entry, version, plan, vector, query, k + hidden, metric)
             if keys is not None:
-                keys = keys.filter(pc.invert(pc.is_in(keys, _text(shadow)))).to_pylist()
+                keys = keys.filter(pc.invert(pc.is_in(keys, _text(list(shadow))))).to_pylist()
                 table = self._core.cold.lookup(entry.dataset, version, keys, ["_key", vector.name]) if keys else None
-                return found + (_ranked(table, vector, query, metric) if table is not None else [])
-        for table in self._cold_tables(entry, version, plan, [vector.name], _text(shadow)):
+                return _ranked(table, vector, query, metric) if table is not None else []
+        found: list[tuple[float, str]] = []
+        for table in self._cold_tables(entry, version, plan, [vector.name], _text(list(shadow))):
             found.extend(_ranked(table, vector, query, metric))
             found = sorted(found)[:k]
         return found
@@ -459,6 +490,128 @@ class Table:
             if far[-1] > edge:
                 return nearest.column("_key")
         return None
+
+    def nearest_cold(
+        self,
+        column: str,
+        query: Any,
+        k: int,
+        *,
+        metric: Metric,
+        filter: Filter | None = None,
+        columns: Sequence[str] = (),
+        probe: Mapping[str, int] | None = None,
+        hidden: Collection[str] = (),
+        exact: bool = False,
+    ) -> pa.Table:
+        """Return the K nearest rows of the cold tier alone, best first: ``_key``, ``_distance`` and columns in the cold layout.
+
+        Args:
+            column: a vector column of dimension D.
+            query: `[D]` numbers, as for `search`.
+            k: at least 1; fewer come back only if fewer match (or the index misses them).
+            metric: as for `search`; with an index the one that it was built for.
+            filter: only rows that match.
+            columns: what else to return.
+            probe: how to search the index: ``nprobes``, ``refine_factor``, ``ef``.
+            hidden: encoded keys of rows that do not count.
+            exact: compare every row, with the distances of `search`.
+        """
+        with self._core.reading() as view:
+            entry = self._entry(view)
+            vector = entry.schema.column(column)
+            target = np.frombuffer(vector.to_physical(query), vector.dtype).astype(np.float32)
+            names = _chosen(entry.schema, columns)
+            plan, version = Plan.of(filter, entry), view.version(entry)
+            if not version:
+                return _nothing(entry.schema, names, "_distance")
+            if exact:
+                found = self._nearest_among(entry, version, plan, vector, target, k, metric, hidden)
+                return self._with_columns(entry, version, sorted(found)[:k], names)
+
+            def nearest(wanted: int) -> pa.Table:
+                needed = list(dict.fromkeys(("_key", *names, *plan.evaluated)))
+                return self._core.cold.probe(
+                    entry.dataset, version, column, target, wanted, metric, plan.cold_where, needed, probe or {}
+                )
+
+            found_table = _enough(entry.schema, plan, nearest, k, hidden, names, "_distance")
+            return found_table.sort_by([("_distance", "ascending"), ("_key", "ascending")]).slice(0, k)
+
+    def match_cold(
+        self,
+        column: str,
+        text: str,
+        k: int,
+        *,
+        filter: Filter | None = None,
+        columns: Sequence[str] = (),
+        hidden: Collection[str] = (),
+    ) -> pa.Table:
+        """Return the K rows of the cold tier that a text matches best: ``_key``, ``_score`` (BM25) and columns, best first.
+
+        Args:
+            column: a text column with a text index.
+            text: a row matches if it holds any of its terms.
+            k: as for `nearest_cold`, like the rest.
+            filter: only rows that match.
+            columns: what else to return.
+            hidden: encoded keys of rows that do not count.
+
+        Raises:
+            InvalidInputError: the column has no text index.
+        """
+        with self._core.reading() as view:
+            entry = self._entry(view)
+            names = _chosen(entry.schema, columns)
+            plan, version = Plan.of(filter, entry), view.version(entry)
+            self._require_text_index(entry, version, column)
+            if not version:
+                return _nothing(entry.schema, names, "_score")
+
+            def match(wanted: int) -> pa.Table:
+                needed = list(dict.fromkeys(("_key", *names, *plan.evaluated)))
+                return self._core.cold.match(entry.dataset, version, column, text, wanted, plan.cold_where, needed)
+
+            found = _enough(entry.schema, plan, match, k, hidden, names, "_score")
+            return found.sort_by([("_score", "descending"), ("_key", "ascending")]).slice(0, k)
+
+    def text_frequencies(self, column: str, terms: Sequence[str]) -> tuple[int, dict[str, int]]:
+        """Return how many cold rows have a text, and in how many each term occurs, as the text index sees terms.
+
+        Raises:
+            InvalidInputError: the column has no text index.
+        """
+        with self._core.reading() as view:
+            entry = self._entry(view)
+            version = view.version(entry)
+            self._require_text_index(entry, version, column)
+            if not version:
+                return 0, dict.fromkeys(terms, 0)
+            cold = self._core.cold
+            rows = cold.count(entry.dataset, version, Plan.of(~field(column).is_null(), entry).cold_where)
+            return rows, {one: cold.count_matches(entry.dataset, version, column, one) for one in terms}
+
+    def _require_text_index(self, entry: TableEntry, version: int, column: str) -> None:
+        entry.schema.column(column)
+        info = self._core.cold.index_info(entry.dataset, version, column) if version else None
+        if version and (info is None or info.metric is not None or not info.segments):
+            raise InvalidInputError(f"column {column} has no text index; see build_text_index")
+
+    def _with_columns(
+        self, entry: TableEntry, version: int, found: list[tuple[float, str]], names: Sequence[str]
+    ) -> pa.Table:
+        """Return ranked keys as a table, with columns of their rows."""
+        result = pa.table(
+            {"_key": _text([key for _, key in found]), "_distance": pa.array([one for one, _ in found], pa.float64())}
+        )
+        if names and found:
+            keys = result.column("_key").to_pylist()
+            rows = complete(self._core.cold.lookup(entry.dataset, version, keys, ["_key", *names]), entry.schema, names)
+            rows = rows.take(pc.index_in(result.column("_key"), rows.column("_key")))
+            for name in names:
+                result = result.append_column(name, rows.column(name))
+        return result if found else _nothing(entry.schema, names, "_distance")
 
     def _rows_by_key(
         self, view: View, entry: TableEntry, keys: Sequence[str], names: Sequence[str]
@@ -687,6 +840,85 @@ class Table:
                 keys.extend(table.column("_key").to_pylist())
         return keys
 
+    # --- indices and upkeep -------------------------------------------------------------------------------------------
+
+    def build_index(
+        self,
+        column: str,
+        definition: IndexDefinition,
+        *,
+        stop: threading.Event | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> bool:
+        """Index the vectors, or texts, of the cold rows anew; return whether the index is in use now.
+
+        Nobody waits for the build, and whatever is written meanwhile is found, too. Rows that come later join the index in
+        the background; when they are many, building it anew makes searches better.
+
+        Args:
+            column: a vector column, or a text column that is neither a key nor indexed.
+            definition: which index.
+            stop: ends the build when it is set.
+            on_progress: called from time to time; what it raises ends the build and is raised here.
+
+        Returns:
+            False if there is no cold row, ``stop`` was set, the table was dropped, or an erasure overtook the build.
+
+        Raises:
+            InvalidInputError: the column cannot have that index; or called inside a transaction or snapshot.
+            LockedError: an index of this table is being built already (retryable).
+            StorageError: Lance or the disk failed; the database is as it was.
+        """
+        self._core.writable()
+        if self._core.current() is not None:
+            raise InvalidInputError("an index cannot be built inside a transaction or snapshot")
+        return self._writer.build_index(self._id, self._name, column, definition, stop, on_progress)
+
+    def build_text_index(
+        self, column: str, *, stop: threading.Event | None = None, on_progress: OnProgress | None = None
+    ) -> bool:
+        """Index the words of a text column: English stems without stop words. As `build_index`."""
+        return self.build_index(column, TEXT_INDEX, stop=stop, on_progress=on_progress)
+
+    def drop_index(self, column: str) -> bool:
+        """Remove the vector or text index of a column; whether there was one."""
+        self._core.writable()
+        if self._core.current() is not None:
+            raise InvalidInputError("an index cannot be removed inside a transaction or snapshot")
+        return self._writer.drop_index(self._id, self._name, column)
+
+    def index_info(self, column: str) -> IndexInfo | None:
+        """Return how the vector or text index of a column stands in the current state; None: there is none.
+
+        After an erasure it has no segments, until it is built again.
+        """
+        with self._core.reading() as view:
+            entry = self._entry(view)
+            entry.schema.column(column)
+            version = view.version(entry)
+            return self._core.cold.index_info(entry.dataset, version, column) if version else None
+
+    def try_flush(self, timeout_s: float = 0.005) -> bool:
+        """Move what waits in the hot tier, if nobody is at it; whether nothing that was written before the call waits now.
+
+        False without an attempt inside a transaction or snapshot, and where the database is read-only.
+        """
+        core = self._core
+        core.check()
+        if core.read_only or core.current() is not None:
+            return False
+        with core.reading() as view:
+            last = view.commit_no
+        while True:
+            with core.reading() as view:
+                oldest = self._entry(view).hot.oldest_seq(view.connection)
+            if oldest is None or oldest > last:
+                return True
+            try:
+                self._writer.flush(self._id, self._name, timeout_s=timeout_s)
+            except LockedError:
+                return False
+
     # --- definition ---------------------------------------------------------------------------------------------------
 
     def add_columns(self, fields: pa.Schema | Iterable[pa.Field], *, indexed: str | Sequence[str] = ()) -> None:
@@ -760,6 +992,36 @@ class _Rows(Iterator[Any]):
         """End the iteration and let go of its snapshot."""
         self._ready = iter(())
         self._source.close()
+
+
+def _nothing(schema: TableSchema, names: Sequence[str], value: str) -> pa.Table:
+    """Return no search results."""
+    fields = [pa.field("_key", pa.string()), pa.field(value, pa.float32())]
+    return pa.schema([*fields, *(pa.field(one, schema.column(one).cold_type) for one in names)]).empty_table()
+
+
+def _enough(
+    schema: TableSchema,
+    plan: Plan,
+    search: Callable[[int], pa.Table],
+    k: int,
+    hidden: Collection[str],
+    names: Sequence[str],
+    value: str,
+) -> pa.Table:
+    """Search for more and more rows, until K of them count or there are no more."""
+    wanted = k + min(len(hidden), k + 16)
+    while True:
+        found = search(wanted)
+        exhausted = found.num_rows < wanted
+        if hidden:
+            found = found.filter(pa.array([key not in hidden for key in found.column("_key").to_pylist()], pa.bool_()))
+        found = complete(found, schema, list(dict.fromkeys((*names, *plan.evaluated))))
+        if plan.evaluated:
+            found = found.filter(plan.chosen(schema, found))
+        if found.num_rows >= k or exhausted:
+            return found.select(["_key", value, *names])
+        wanted *= 4
 
 
 def _text(keys: Sequence[str]) -> pa.Array:

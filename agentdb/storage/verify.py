@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import lance
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -13,6 +14,7 @@ from agentdb.storage.cold import cold_errors
 from agentdb.storage.core import Core, View
 from agentdb.storage.files import digest
 from agentdb.storage.hot import TOMBSTONE, TableEntry, storage_errors
+from agentdb.storage.indices import definitions, index_name
 from agentdb.storage.predicates import lance_has, lance_in
 from agentdb.types import OnProgress, Problem, Progress, VerifyReport
 
@@ -134,6 +136,7 @@ class _Check:
         for one in handle.describe_indices():
             if one.num_rows_indexed > total + sum(f.num_deletions for f in handle.get_fragments()):
                 self.note(entry.name, f"index {one.name} covers more rows than there are")
+        self._segments(entry, handle)
         chooser = random.Random(version)
         places = [chooser.randrange(total) for _ in range(min(_SAMPLE, total))]
         sample = [keys[i].as_py() for i in places]
@@ -150,6 +153,25 @@ class _Check:
             )
             if by_index != by_scan:
                 self.note(entry.name, f"the index on {name} does not agree with the rows")
+
+    def _segments(self, entry: TableEntry, handle: lance.LanceDataset) -> None:
+        """Compare vector and text indices with their records: which there are, of what kind, and what they cover."""
+        present = {one.fragment_id for one in handle.get_fragments()}
+        indices = {one.name: one for one in handle.describe_indices()}
+        recorded = definitions(handle)
+        for column, definition in recorded.items():
+            index = indices.get(index_name(column))
+            if index is None:
+                continue  # removed by an erasure, and not built again yet
+            details = str(index.details.get("metric_type", "")).lower()
+            if index.index_type.upper() != definition.kind or details != (definition.metric or details):
+                self.note(entry.name, f"index {index.name} is not of the kind on record")
+            covered = [fragment for one in index.segments for fragment in one.fragment_ids if fragment in present]
+            if len(set(covered)) != len(covered):
+                self.note(entry.name, f"index {index.name} covers a row more than once")
+        for name, index in indices.items():
+            if index.index_type.upper() not in ("BTREE", "LABELLIST") and name not in map(index_name, recorded):
+                self.note(entry.name, f"index {name} is not on record")
 
     def _probes(self, entry: TableEntry, version: int, sample: Sequence[str]) -> list[tuple[str, str]]:
         """Return predicates on indexed columns and terms of sampled rows."""

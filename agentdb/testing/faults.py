@@ -22,6 +22,7 @@ from agentdb.errors import StorageError
 from agentdb.storage import backup, cold, engine, files
 from agentdb.storage.cold import Revision
 from agentdb.storage.core import Core, WriteView
+from agentdb.storage.indices import Segment
 
 __all__ = ["Event", "FaultError", "Faults", "inject_faults"]
 
@@ -36,6 +37,9 @@ _STEPS = (
     "index",
     "rebuild_indices",
     "merge_indices",
+    "extend_indices",
+    "put_index",
+    "drop_index",
     "compact",
     "purge",
     "settle",
@@ -215,10 +219,11 @@ def _watch_fsync(faults: Faults, stack: contextlib.ExitStack) -> None:
 def _watch_lance(faults: Faults, stack: contextlib.ExitStack) -> None:
     for step in _STEPS:
         _replace(stack, Revision, step, _watched_step(faults, step, getattr(Revision, step)))
+    _replace(stack, Segment, "build", _watched_step(faults, "build", Segment.build))
 
 
 def _watched_step(faults: Faults, step: str, real: Callable[..., Any]) -> Callable[..., Any]:
-    def watched(self: Revision, *args: Any, **named: Any) -> Any:
+    def watched(self: Any, *args: Any, **named: Any) -> Any:
         if faults.passes("lance", step) is not None:
             raise FaultError(f"injected before {step}")
         result = real(self, *args, **named)

@@ -46,6 +46,10 @@ _EXACT_NUMBERS = 1 << 20
 """Numbers that are turned into float64 at a time."""
 _GATHER = 4
 """Rows that a mask leaves are copied together when they are fewer than one in so many."""
+_UNTHREADED = 400_000
+"""Numbers that OpenBLAS multiplies with one vector in the calling thread: one more, and it divides the work among all."""
+_ALONE = 1 << 25
+"""In a block of up to so many numbers a query stays in its thread: on a busy machine waiting for another takes longer."""
 _SMALL, _LARGE = 2.0**-40, 2.0**40
 """Norms between which float32 products neither overflow nor lose what the bound below allows for; others are measured."""
 _ULP = 2.0**-24
@@ -164,7 +168,7 @@ def _ranked(
     which: npt.NDArray[np.int64], slots: Slots, distances: Matrix, k: int, tie: Tie | None
 ) -> npt.NDArray[np.int64]:
     """Return the positions of the K nearest of each query, nearest first, in the order of the queries."""
-    order: npt.NDArray[np.int64] = np.lexsort((slots, distances, which))
+    order = np.lexsort((slots, distances, which))
     if not len(order):
         return order
     query, distance = which[order], distances[order]
@@ -182,7 +186,8 @@ def _ranked(
                 part = order[begins[run] : ends[run]]
                 by = tie(slots[part].tolist())
                 part[:] = part[sorted(range(len(part)), key=by.__getitem__)]
-    return order[place < k]
+    best: npt.NDArray[np.int64] = order[place < k]
+    return best
 
 
 def _checked(queries: npt.ArrayLike, dimension: int, k: int) -> Matrix:
@@ -520,7 +525,14 @@ class _Found:
         if size > len(self._room):
             # Fresh pages for every piece would cost as much as the products.
             self._room, self._hits = np.empty(size, np.float32), np.empty(size, np.bool_)
-        return np.matmul(self._scan, rows.T, out=self._room[:size].reshape(len(self._scan), len(rows)))
+        scores = self._room[:size].reshape(len(self._scan), len(rows))
+        if len(scores) > 1 or self._block.size * self._block.dimension > _ALONE:
+            return np.matmul(self._scan, rows.T, out=scores)
+        query, step = self._scan[0], max(1, _UNTHREADED // rows.shape[1])
+        for begin in range(0, len(rows), step):
+            part = slice(begin, begin + step)
+            np.matmul(rows[part], query, out=scores[0, part])
+        return scores
 
     def _first_floor(self, scores: Matrix, counted: Mask | None) -> None:
         if counted is not None:

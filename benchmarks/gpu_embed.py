@@ -77,6 +77,7 @@ def main():
     count = 32_768 if is_cuda and not given.quick else 2_000 if is_cuda else 200
     encoder = BatchEncoder(model, device=device, threads=given.threads)
     print(encoder.explain())
+    rounded = None if is_cuda else BatchEncoder(model, dtype="bfloat16", threads=given.threads)
     stock = copy.deepcopy(model).to(device)
     if is_cuda:
         stock.half()
@@ -93,13 +94,19 @@ def main():
         figures.append(
             Figure("lowest cosine to encode in float32 on the CPU", float(cosine.min()), "", 0.999, higher=True)
         )
+        if rounded is not None:
+            mine = rounded.encode(few)[:64]
+            near = (want * mine).sum(1) / np.linalg.norm(want, axis=1) / np.linalg.norm(mine, axis=1)
+            figures.append(Figure("the same in bfloat16", float(near.min()), "", 0.999, higher=True))
         part = texts[: min(count, 4_096)]
         contestants = {"ours": timed(lambda t=texts: encoder.encode(t), device)}
+        if rounded is not None:
+            contestants["ours_bfloat16"] = timed(lambda t=part: rounded.encode(t), device)
         for batch in (256, 1024) if is_cuda else (32, 128):
             contestants[f"encode_{batch}"] = timed(
                 lambda t=part, b=batch: stock.encode(t, batch_size=b, show_progress_bar=False), device
             )
-        taken = in_turn(1, contestants, each=3)
+        taken = in_turn(2, contestants, each=3)
         label = f"{'lognormal lengths' if ragged else 'equal lengths'}, {tokens} tokens"
         rate = len(texts) / median(taken["ours"])
         is_bar = is_cuda and not given.quick and not ragged

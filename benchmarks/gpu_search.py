@@ -3,7 +3,8 @@
     python -m benchmarks.gpu_search [--quick] [--tune] [--out DIRECTORY]
 
 Peers run in the same process, in turn with ours, on the same rows. All times are wall clock from queries on the device to
-a finished result (ours: on the host, in float64, certified; peers: on the device, rounded).
+a finished result (ours: on the host, in float64, certified; peers: on the device, rounded). flashlib is a peer where it
+is installed: its rows are unit vectors here, so that its L2 ranks as cosine does.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from agentdb.kernels import DeviceIndex
+from agentdb.kernels import DeviceIndex, reference
+from agentdb.kernels.primitives import maxsim, mmr, near_duplicates
 from benchmarks.harness import Figure, alternate, gate, median, spread
 
 OUT = Path(__file__).parent / "results"
@@ -115,6 +117,15 @@ def two_level(queries, rows, k, chunk=1 << 16):
     return top.values, places.gather(1, top.indices)
 
 
+def flashlib_search():
+    try:
+        from flashlib.primitives.knn import flash_knn
+    except ImportError as error:
+        print(f"flashlib is no peer: {error}")
+        return None
+    return lambda queries, rows, k: flash_knn(queries[None], rows[None], k)
+
+
 def flat(figures, device, rate, flops, *, quick):
     n, d, k = (20_000, 384, 10) if quick else (1_000_000, 384, 10)
     rounds = 2 if quick else 8
@@ -127,6 +138,7 @@ def flat(figures, device, rate, flops, *, quick):
         figures.append(Figure(f"put {n} rows from the device, {kind}", time.perf_counter() - start, "s"))
         rounded = rows.to(torch.bfloat16)
         compiled = torch.compile(two_level) if device.type == "cuda" and not clustered else None
+        flash = flashlib_search() if device.type == "cuda" else None
         for n_queries in (1, 64, 1024):
             queries = make_rows(n_queries, d, device, clustered=False, seed=n_queries + 7)
             if clustered:
@@ -140,6 +152,10 @@ def flat(figures, device, rate, flops, *, quick):
                 "mm_topk": timed(lambda q16=q16, rounded=rounded: mm_topk(q16, rounded, k), device),
                 "two_level": timed(lambda q16=q16, rounded=rounded: two_level(q16, rounded, k), device),
             }
+            if flash is not None:
+                contestants["flashlib"] = timed(
+                    lambda q16=q16, rounded=rounded, flash=flash: flash(q16, rounded, k), device
+                )  # fmt: skip
             if compiled is not None and n_queries > 1:
                 contestants["compiled"] = timed(
                     lambda q16=q16, rounded=rounded, compiled=compiled: compiled(q16, rounded, k), device
@@ -152,6 +168,9 @@ def flat(figures, device, rate, flops, *, quick):
                 except Exception as error:  # a peer that does not run is reported, not hidden
                     print(f"peer {name} failed: {type(error).__name__}: {str(error)[:200]}")
                     del contestants[name]
+            with gate(f"flat {kind} Q={n_queries}, repeated"):
+                found = index.search(queries, k)
+                check(found, queries, rows)
             taken = in_turn(rounds, contestants)
             ours = median(taken["ours"])
             floor = max(2 * n * d / (rate / 1), 2.0 * n * d * n_queries / flops)
@@ -161,7 +180,13 @@ def flat(figures, device, rate, flops, *, quick):
                     f"{label}: ours",
                     ours * 1e3,
                     "ms",
-                    detail={**spread(taken["ours"]), "widened": found.counts.widened, "scanned": found.counts.scanned},
+                    detail={
+                        **spread(taken["ours"]),
+                        "widened": found.counts.widened,
+                        "scanned": found.counts.scanned,
+                        "replayed": found.counts.replayed,
+                        "first_s": cold["ours"],
+                    },
                 )
             )
             for name in contestants:
@@ -184,9 +209,11 @@ def appending(figures, index, device, *, quick):
     d, count = index.dimension, 1_000 if quick else 10_000
     queries = make_rows(64, d, device, clustered=False, seed=99)
     extra = np.random.default_rng(5).standard_normal((count, d)).astype(np.float32)
-    index.search(queries, 10)
     run = timed(lambda: index.search(queries, 10), device)
-    alone = [run() for _ in range(20 if quick else 200)]
+    searches = 20 if quick else 2_000
+    for _ in range(5):
+        run()
+    alone = [run() for _ in range(searches)]
     stop, added = threading.Event(), [0]
 
     def add():
@@ -197,7 +224,7 @@ def appending(figures, index, device, *, quick):
 
     thread = threading.Thread(target=add)
     thread.start()
-    beside = [run() for _ in range(20 if quick else 200)]
+    beside = [run() for _ in range(searches)]
     stop.set()
     thread.join()
     with gate("search while adding"):
@@ -210,7 +237,14 @@ def appending(figures, index, device, *, quick):
             p95(beside) / p95(alone),
             "x",
             None if quick else 2.0,
-            detail={"alone_ms": p95(alone) * 1e3, "beside_ms": p95(beside) * 1e3, "appends": added[0]},
+            detail={
+                "alone_ms": p95(alone) * 1e3,
+                "beside_ms": p95(beside) * 1e3,
+                "median_alone_ms": median(alone) * 1e3,
+                "median_beside_ms": median(beside) * 1e3,
+                "searches": searches,
+                "appends": added[0],
+            },
         )
     )
 
@@ -299,6 +333,83 @@ def segments(figures, device, rate, *, quick):
                 )
         print_last(figures)
         del rows, rounded, padded, padded32, parts, index
+
+
+def primitives(figures, device, *, quick):
+    """Late interaction, diversity and near-duplicates beside the same in plain torch."""
+    generator = torch.Generator(device).manual_seed(4)
+    rounds, small = (2, 20) if quick else (5, 1)
+
+    def race(label, contestants, detail=None):
+        for run in contestants.values():
+            run(), run()
+        taken = in_turn(rounds, contestants, each=3)
+        for name, seconds in taken.items():
+            figures.append(
+                Figure(f"{label}: {name}", median(seconds) * 1e3, "ms", detail={**spread(seconds), **(detail or {})})
+            )
+        figures.append(
+            Figure(f"{label}: over torch", median(taken["torch"]) / median(taken["ours"]), "x", None, higher=True)
+        )  # fmt: skip
+
+    n_docs, d, n_queries, query_tokens = 10_000 // small, 128, 16, 32
+    lengths = np.random.default_rng(8).integers(20, 181, n_docs)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    tokens = torch.randn(int(offsets[-1]), d, device=device, generator=generator)
+    queries = torch.randn(n_queries, query_tokens, d, device=device, generator=generator)
+    padded = torch.zeros(n_docs, int(lengths.max()), d, device=device)
+    away = torch.arange(padded.shape[1], device=device)[None] >= torch.from_numpy(lengths).to(device)[:, None]
+    padded[~away] = tokens
+
+    def padded_maxsim():
+        scores = torch.einsum("qtd,nsd->qnts", queries, padded)
+        return scores.masked_fill_(away[None, :, None], float("-inf")).amax(3).sum(2)
+
+    with gate("maxsim"):
+        mine = maxsim(queries, tokens, offsets, device=device)
+        few = [0, n_docs // 2, n_docs - 1]
+        for doc in few:
+            part = queries.double() @ tokens[offsets[doc] : offsets[doc + 1]].double().T
+            assert np.allclose(mine[:, doc], part.amax(2).sum(1).cpu().numpy(), rtol=1e-5)
+    race(
+        f"MaxSim, {n_queries} queries x {query_tokens} tokens, {n_docs} documents of 20 to 180 tokens, D={d}",
+        {
+            "ours": timed(lambda: maxsim(queries, tokens, offsets, device=device), device),
+            "torch": timed(padded_maxsim, device),
+        },
+        {"tokens": int(offsets[-1])},
+    )
+
+    n_queries, n, d = 1_000 // small, 128, 384
+    candidates = torch.randn(n_queries, n, d, device=device, generator=generator)
+    relevance = torch.rand(n_queries, n, device=device, generator=generator, dtype=torch.float64)
+    with gate("mmr"):
+        mine = mmr(candidates, relevance, 10, weight=0.5, device=device)
+        want = reference.mmr(candidates[3].cpu().numpy(), relevance[3].cpu().numpy(), 10, weight=0.5)
+        assert np.array_equal(mine[3], want)
+    race(
+        f"MMR, {n_queries} queries, 10 of {n} candidates, D={d}",
+        {
+            "ours": timed(lambda: mmr(candidates, relevance, 10, weight=0.5, device=device), device),
+            "torch": timed(lambda: mmr(candidates, relevance, 10, weight=0.5, device=device, prefer="torch"), device),
+        },
+    )
+
+    n, d = 100_000 // small, 384
+    rows = make_rows(n, d, device, clustered=False)
+    rows[n // 2 : n // 2 + n // 100] = rows[: n // 100] + 0.005 * rows[n // 2 : n // 2 + n // 100]
+    with gate("near-duplicates"):
+        pairs, _ = near_duplicates(rows, 0.95, device=device)
+        assert {(i, n // 2 + i) for i in range(n // 100)} == set(map(tuple, pairs.tolist()))
+    race(
+        f"near-duplicates among {n} rows, D={d}",
+        {
+            "ours": timed(lambda: near_duplicates(rows, 0.95, device=device), device),
+            "torch": timed(lambda: near_duplicates(rows, 0.95, device=device, prefer="torch"), device),
+        },
+        {"pairs": len(pairs)},
+    )
+    print_last(figures)
 
 
 def print_last(figures, seen=[0]):  # noqa: B006
@@ -470,6 +581,7 @@ def main():
     print_last(figures)
     segments(figures, device, rate, quick=given.quick)
     flat(figures, device, rate, flops, quick=given.quick)
+    primitives(figures, device, quick=given.quick)
     print_last(figures)
     given.out.mkdir(parents=True, exist_ok=True)
     save(figures, given.out / f"gpu_search{'_quick' if given.quick else ''}.json", device, quick=given.quick)

@@ -307,39 +307,38 @@ def segment_scores_one(
             tl.store(out + q0 * width + j * P + tl.arange(0, P), acc, mask=on)
 
 
-@triton.jit(do_not_specialize=["n_docs", "query_tokens"])
+@triton.jit(do_not_specialize=["n_docs", "query_tokens", "first"])
 def maxsim(
     q, q_weight, tokens, offsets, out,
-    n_docs, query_tokens,
+    n_docs, query_tokens, first,
     D: tl.constexpr, BK: tl.constexpr, BQ: tl.constexpr, BT: tl.constexpr, MAX_BLOCKS: tl.constexpr,
-    WIDE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write sum over query tokens of weight times the best document token's score: one program a document and query.
 
-    MAX_BLOCKS bounds the document's length in blocks of BT, for the interpreter's sake a compile-time number.
+    The query's tokens are BQ from ``first`` on. MAX_BLOCKS bounds the document's length in blocks of BT, for the
+    interpreter's sake a compile-time number.
     """
     doc = tl.program_id(0)
     i = tl.program_id(1).to(tl.int64)
     begin = tl.load(offsets + doc)
     end = tl.load(offsets + doc + 1)
-    c = tl.arange(0, BQ)
+    c = first + tl.arange(0, BQ)
     d = tl.arange(0, BK)
     c_in = c < query_tokens
     best = tl.full([BQ], float("-inf"), dtype=tl.float32)
     for block in tl.range(0, MAX_BLOCKS):
-        t = begin + block * BT + tl.arange(0, BT)
-        t_in = t < end
-        acc = tl.zeros([BT, BQ], dtype=tl.float32)
-        for k in tl.static_range(0, D, BK):
-            a = tl.load(tokens + t[:, None] * D + (k + d)[None, :], mask=t_in[:, None], other=0.0)
-            b = tl.load(
-                q + (i * query_tokens + c)[None, :] * D + (k + d)[:, None], mask=c_in[None, :], other=0.0
-            )  # fmt: skip
-            if WIDE:
-                acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-            else:
-                acc = tl.dot(a, b, acc)
-        best = tl.maximum(best, tl.max(tl.where(t_in[:, None], acc, float("-inf")), axis=0))
+        if begin + block * BT < end:
+            t = begin + block * BT + tl.arange(0, BT)
+            t_in = t < end
+            acc = tl.zeros([BT, BQ], dtype=tl.float32)
+            for k in tl.range(0, D, BK):  # not unrolled: all of a long query would not fit into shared memory
+                a = tl.load(tokens + t[:, None] * D + (k + d)[None, :], mask=t_in[:, None], other=0.0)
+                b = tl.load(
+                    q + (i * query_tokens + c)[None, :] * D + (k + d)[:, None], mask=c_in[None, :], other=0.0
+                )  # fmt: skip
+                acc = tl.dot(a, b, acc, input_precision=PRECISION)
+            best = tl.maximum(best, tl.max(tl.where(t_in[:, None], acc, float("-inf")), axis=0))
     weight = tl.load(q_weight + i * query_tokens + c, mask=c_in, other=0.0)
     total = tl.sum(tl.where(c_in & (weight != 0), best * weight, 0.0), axis=0)
     tl.store(out + i * n_docs + doc, total)
@@ -476,7 +475,7 @@ def finish(
     d = tl.arange(0, BK)
     score = tl.zeros([C, BK], dtype=tl.float64)
     square = tl.zeros([C, BK], dtype=tl.float64)
-    for j in tl.static_range(0, D, BK):
+    for j in tl.range(0, D, BK):  # not unrolled: the loads of all steps at once would not fit into the registers
         at = inside[:, None] * D + (j + d)[None, :]
         high = tl.load(hi[:, None] + at, mask=known[:, None], other=0).to(tl.int32)
         low = tl.load(lo[:, None] + at, mask=known[:, None], other=0).to(tl.int32)
@@ -502,12 +501,16 @@ def finish(
     # compute a sum once more in another order for another layout, and then a score would not equal itself.
     names = tl.load(tl.load(row_ids + slab).to(tl.pointer_type(tl.int64)) + inside, mask=known, other=-1)
     order = tl.where(known, names, tl.full([C], 1 << 62, tl.int64) + c)
-    tl.store(scratch + i * C + c, score)
+    tl.store(scratch + i * 2 * C + c, score.to(tl.int64, bitcast=True))
+    tl.store(scratch + i * 2 * C + C + c, order)
     tl.debug_barrier()
-    score = tl.load(scratch + i * C + c)
-    other = tl.load(scratch + i * C + c)
-    ahead = (other[None, :] > score[:, None]) | ((other[None, :] == score[:, None]) & (order[None, :] < order[:, None]))
-    rank = tl.sum(ahead.to(tl.int32), axis=1)
+    score = tl.load(scratch + i * 2 * C + c).to(tl.float64, bitcast=True)
+    rank = tl.zeros([C], dtype=tl.int32)
+    for j in tl.range(0, C, 16):
+        o = scratch + i * 2 * C + j + tl.arange(0, 16)
+        other = tl.load(o).to(tl.float64, bitcast=True)[None, :]
+        ahead = (other > score[:, None]) | ((other == score[:, None]) & (tl.load(o + C)[None, :] < order[:, None]))
+        rank += tl.sum(ahead.to(tl.int32), axis=1)
     row = out + i * (2 * k + 1)
     tl.store(row + rank, tl.where(known, names, -1), mask=rank < k)
     tl.store(row + k + rank, score.to(tl.int64, bitcast=True), mask=rank < k)

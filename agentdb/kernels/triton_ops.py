@@ -179,7 +179,7 @@ def finish(
     n_queries, n_columns = columns.shape
     out = torch.empty((n_queries, 2 * k + 1), dtype=torch.int64, device=columns.device)
     size = max(16, triton.next_power_of_2(keep))
-    scratch = torch.empty((n_queries, size), dtype=torch.float64, device=columns.device)
+    scratch = torch.empty((n_queries, 2 * size), dtype=torch.int64, device=columns.device)
     weighted = view.weight_table is not None
     programs.finish[(n_queries,)](
         queries.plain, queries.norms, queries.sizes, view.limits, view.table, view.id_table,
@@ -187,8 +187,8 @@ def finish(
         columns, values, values if outside is None else outside, places, columns if first is None else first, scratch, out,
         view.slab_rows, view.n_slabs, n_columns, 0 if outside is None else outside.stride(0), keep, k,
         0 if first is not None else places.shape[1],
-        D=view.width, BK=_block(view.width, 64), C=size,
-        METRIC=METRICS[view.metric], WEIGHTED=weighted, SEGMENT=first is not None, G=group, num_warps=4,
+        D=view.width, BK=_block(view.width, 16), C=size,
+        METRIC=METRICS[view.metric], WEIGHTED=weighted, SEGMENT=first is not None, G=group, num_warps=8 if size > 64 else 4,
     )  # fmt: skip
     return out
 
@@ -219,14 +219,17 @@ def maxsim(queries: Any, weights: Any, tokens: Any, offsets: Any, longest: int) 
     """See `torch_ops.maxsim`."""
     n_queries, query_tokens, width = queries.shape
     n_docs = len(offsets) - 1
-    out = torch.empty((n_queries, n_docs), dtype=torch.float32, device=queries.device)
+    most = min(128, max(16, triton.next_power_of_2(query_tokens)))
+    firsts = range(0, query_tokens, most)
+    out = torch.zeros((max(1, len(firsts)), n_queries, n_docs), dtype=torch.float32, device=queries.device)
     blocks = triton.next_power_of_2(triton.cdiv(max(longest, 1), 64))
-    programs.maxsim[(n_docs, n_queries)](
-        queries, weights, tokens, offsets, out, n_docs, query_tokens,
-        D=width, BK=_block(width, 64), BQ=max(16, triton.next_power_of_2(query_tokens)), BT=64, MAX_BLOCKS=blocks,
-        WIDE=True, num_warps=4,
-    )  # fmt: skip
-    return out.masked_fill_(offsets[1:] == offsets[:-1], float("-inf"))
+    for part, first in zip(out, firsts, strict=False):
+        programs.maxsim[(n_docs, n_queries)](
+            queries, weights, tokens, offsets, part, n_docs, query_tokens, first,
+            D=width, BK=_block(width, 32), BQ=most, BT=64, MAX_BLOCKS=blocks,
+            PRECISION="ieee" if _INTERPRETED else "tf32x3", num_warps=4 if most <= 64 else 8, num_stages=3,
+        )  # fmt: skip
+    return out.sum(dim=0).masked_fill_(offsets[1:] == offsets[:-1], float("-inf"))
 
 
 def mmr(gram: Any, relevance: Any, k: int, weight: float) -> Any:

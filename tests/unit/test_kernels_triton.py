@@ -43,3 +43,27 @@ def test_programs_agree_with_their_oracles_in_the_interpreter():
     )
     assert found.returncode == 0, found.stderr[-3000:]
     assert "interpreted" in found.stdout
+
+
+def test_programs_compile_for_sm_90_without_spills(tmp_path):
+    pytest.importorskip("torch")
+    triton = pytest.importorskip("triton", reason="Triton is not installed")
+    if not (Path(triton.__file__).parent / "backends/nvidia/bin/ptxas").exists():
+        pytest.skip("this build of Triton brings no assembler")
+    tests = Path(__file__).parents[1]
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "support.compile_kernels", "384"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(tests), *sys.path]),
+            "TRITON_CACHE_DIR": str(tmp_path),
+        },
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    lines = found.stdout.splitlines()
+    assert len(lines) > 15
+    assert [line for line in lines if not line.endswith(": 0 bytes spilled")] == []

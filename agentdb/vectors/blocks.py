@@ -24,7 +24,7 @@ import numpy.typing as npt
 from agentdb.errors import InvalidInputError
 from agentdb.types import Metric
 
-__all__ = ["DeviceBlock", "FrozenBlock", "NumpyBlock", "Tie", "VectorBlock", "block_for", "cuda_device"]
+__all__ = ["DeviceBlock", "FrozenBlock", "NumpyBlock", "Tie", "VectorBlock", "cuda_device"]
 
 Matrix = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -761,8 +761,3 @@ def _has_cuda_driver() -> bool:
     except OSError:
         return False
     return True
-
-
-def block_for(dimension: int, metric: Metric, device: str | None) -> VectorBlock:
-    """Return an empty block in the host's memory, or on a CUDA device."""
-    return NumpyBlock(dimension, metric) if device is None else DeviceBlock(dimension, metric, device=device)

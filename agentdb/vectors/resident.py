@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from agentdb.errors import InvalidInputError
 from agentdb.filters import Filter
 from agentdb.storage.follower import Change, Follower, Part, SlotRows
 from agentdb.storage.plan import Plan
 from agentdb.storage.schema import Column
 from agentdb.storage.table import Table
 from agentdb.types import Metric, Row
-from agentdb.vectors.blocks import FrozenBlock, VectorBlock, block_for, cuda_device
+from agentdb.vectors.blocks import DeviceBlock, FrozenBlock, NumpyBlock, VectorBlock, cuda_device
 from agentdb.vectors.bm25 import Bm25Block, FrozenBm25
 
 __all__ = ["CacheStatistics", "Frozen", "Part", "ResidentCache", "Segment", "SegmentStatistics", "VectorColumn"]
@@ -32,6 +33,8 @@ _ROW_BYTES = 200
 _TEXT_BYTES = 600
 """What the postings of a text take, about."""
 _COMPACT_ROWS = 1 << 10
+_DEVICE_BYTES = 1 << 24
+"""Vectors that take less stay on the host: launching kernels would take longer than one pass over them (H100: up to 10k x 384)."""
 _RECENT = 4
 """Older states that are kept for those who opened their snapshot before another thread moved the segment on."""
 
@@ -96,7 +99,7 @@ class Segment:
         vectors: the columns to hold.
         text: whether to hold the analysed texts too, for BM25.
         part: ``"hot"``: only rows that wait for a flush.
-        device: a CUDA device for the vectors; None: the host's memory.
+        device: a CUDA device for columns of many vectors; None: the host's memory.
     """
 
     def __init__(
@@ -120,7 +123,7 @@ class Segment:
         names = [one.name for one in self.vectors] + [TEXT_COLUMN] * self.text
         self._follower = self.table.follow(names, filter=self.scope, part=self.part)
         self._columns = {one.name: self.table.schema.column(one.name) for one in self.vectors}
-        self._blocks = {one.name: block_for(one.dimension, one.metric, self._device) for one in self.vectors}
+        self._blocks: dict[str, VectorBlock] = {one.name: NumpyBlock(one.dimension, one.metric) for one in self.vectors}
         self._bm25 = Bm25Block() if self.text else None
         self._recent: deque[Frozen] = deque(maxlen=_RECENT)
 
@@ -157,10 +160,14 @@ class Segment:
                 return None
             try:
                 return self._advanced()
-            except BaseException:
-                # Neither the follower nor the blocks can be trusted; the next search reads the rows anew.
+            except BaseException as error:
+                # Neither the follower nor the blocks can be trusted; the rows are read anew.
                 self._start()
-                raise
+                if self._device is None or not isinstance(error, RuntimeError | InvalidInputError):
+                    raise
+            # The device is full, or does not take such numbers: the host does.
+            self._device = None
+            return self._advanced()
 
     def _advanced(self) -> Frozen:
         change = self._follower.advance()
@@ -190,9 +197,11 @@ class Segment:
         return frozen
 
     def _apply(self, change: Change) -> None:
-        for name, block in self._blocks.items():
+        for name, block in list(self._blocks.items()):
             _append(block, change.first, change.added.column(name), self._columns[name])
             block.remove(change.removed)
+            if self._device is not None and isinstance(block, NumpyBlock) and block.nbytes >= _DEVICE_BYTES:
+                self._blocks[name] = _moved(block, self._device)
         if self._bm25 is not None:
             self._bm25.append(change.first, change.added.column(TEXT_COLUMN))
             self._bm25.remove(change.removed)
@@ -203,6 +212,13 @@ def _append(block: VectorBlock, first: int, added: pa.ChunkedArray, column: Colu
         present = chunk.is_valid().to_numpy(zero_copy_only=False)
         block.append(first, column.vector_matrix(chunk), present)
         first += len(chunk)
+
+
+def _moved(block: NumpyBlock, device: str) -> DeviceBlock:
+    rows = block.freeze()
+    made = DeviceBlock(block.dimension, block.metric, device=device)
+    made.append(0, rows.vectors(np.arange(rows.size)), rows.live.copy())
+    return made
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------

@@ -172,6 +172,7 @@ def test_segments_find_what_brute_force_finds(device, data):
     shared: list[_Shared] = []
     patch = pytest.MonkeyPatch()
     patch.setattr(resident, "_COMPACT_ROWS", 8)
+    patch.setattr(resident, "_DEVICE_BYTES", 0)
     try:
         agentdb.open(root / "db", config=CONFIG).close()
         # Two engines on one directory share nothing but the files, as two processes do.

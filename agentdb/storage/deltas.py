@@ -370,17 +370,32 @@ class DeltaTable:
         """
         frames = [None if row is None else unpack(row["data"]) for row in rows]
         pairs = list(zip(rows, frames, strict=True))
+        known: dict[_Key, bytes] = {}
+        for row, frame in pairs:
+            if row is not None and frame is not None and frame.codec is ZSTD_DELTA:
+                name = self._frame_key(row, frame.base)
+                content = self._key_frames.get(name)
+                if content is not None:
+                    known[name] = content
+        if known:
+            # A number that was rolled back may have been given again: then the cache knows another content by it.
+            with contextlib.suppress(IntegrityError):
+                return self._decoded(pairs, known)
+        return self._decoded(pairs, {})
+
+    def _decoded(self, pairs: Sequence[tuple[Row | None, Payload | None]], bases: dict[_Key, bytes]) -> list[bytes]:
+        """Return the contents, given some of the key frames' contents; the others are read."""
         names = [
             self._frame_key(row, frame.base)
             for row, frame in pairs
             if row is not None and frame is not None and frame.codec is ZSTD_DELTA
         ]
-        names = list(dict.fromkeys(names))
-        bases: dict[_Key, bytes] = {}
+        names = [name for name in dict.fromkeys(names) if name not in bases]
         for name, key_row in zip(names, self.table.get_many(names) if names else [], strict=True):
             if key_row is None:
                 raise IntegrityError(f"{self._where(name[-1])} is missing, and others refer to it")
             bases[name] = self._key_content(key_row)
+            self._key_frames.put(name, bases[name])
         return [
             b""
             if row is None or frame is None

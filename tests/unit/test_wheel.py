@@ -14,7 +14,11 @@ import pytest
 import agentdb
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = {"agentdb": ROOT / "agentdb", "agentdb_embedders": ROOT / "adapters" / "agentdb_embedders"}
+PACKAGES = {
+    "agentdb": ROOT / "agentdb",
+    "agentdb_embedders": ROOT / "adapters" / "agentdb_embedders",
+    "langgraph_agentdb": ROOT / "integrations" / "langgraph_agentdb",
+}
 DIST_INFO = f"agentdb_lance-{agentdb.__version__}.dist-info"
 
 

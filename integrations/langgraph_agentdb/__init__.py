@@ -1,0 +1,16 @@
+"""LangGraph on AgentDB: a checkpointer and a node cache in the directory that holds everything else of the agent.
+
+=================  ===================================================================
+``AgentDBSaver``   the checkpointer: every step of every thread, sync and async
+``AgentDBCache``   the cache of node results, with time to live
+``StrictSerializer``  what both use unless told otherwise: makes no object of an unknown type
+=================  ===================================================================
+"""
+
+from __future__ import annotations
+
+from langgraph_agentdb.cache import AgentDBCache
+from langgraph_agentdb.saver import AgentDBSaver
+from langgraph_agentdb.serializer import StrictSerializer
+
+__all__ = ["AgentDBCache", "AgentDBSaver", "StrictSerializer"]

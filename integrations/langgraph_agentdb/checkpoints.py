@@ -1,0 +1,743 @@
+"""``Checkpoints``: threads of checkpoints in tables of a database. Everything here is bytes: the saver serialises.
+
+=======================  =================================================================================================
+``_langgraph_heads``     per thread and namespace, in SQLite for good: the newest checkpoint, and where its values are. A save
+                         and the look-up of the newest checkpoint read nothing else of what may be cold
+``_langgraph_rows``      the checkpoints: parent, run, and where their values are
+``_langgraph_values``    contents in numbered series, one per channel and one for the bodies of checkpoints, as deltas where
+                         they grow (``agentdb.DeltaTable``). Checkpoints share what did not change
+``_langgraph_pending``   writes of tasks, in SQLite: they are read and changed while their checkpoint is the newest
+``_langgraph_writes``    writes of checkpoints that have been superseded, one row each; maintenance moves them there
+``_langgraph_counters``  one row; what it counts is never used twice
+=======================  =================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgpack
+import pyarrow as pa
+import zstandard
+
+from agentdb import (
+    And,
+    ConflictError,
+    Database,
+    DeltaTable,
+    Filter,
+    FrameInfo,
+    IntegrityError,
+    InvalidInputError,
+    Row,
+    TableSchema,
+    field,
+)
+
+__all__ = ["Checkpoints", "NewCheckpoint", "Place", "StoredCheckpoint", "Write"]
+
+_SCOPE = ("thread_id", "checkpoint_ns")
+_SCOPE_FIELDS = [pa.field(name, pa.string(), nullable=False) for name in _SCOPE]
+_ID_FIELDS = [*_SCOPE_FIELDS, pa.field("checkpoint_id", pa.string(), nullable=False)]
+_ID = (*_SCOPE, "checkpoint_id")
+
+HEADS = TableSchema(
+    "_langgraph_heads",
+    [
+        *_SCOPE_FIELDS,
+        # Numbers of its series begin above the counter shifted by 32 bits: a thread that is deleted and begun again has others.
+        pa.field("counter", pa.int64(), nullable=False),
+        # Changes whenever anything is removed: what was read before may be gone.
+        pa.field("generation", pa.int64(), nullable=False),
+        pa.field("newest", pa.string(), nullable=False),
+        pa.field("parent", pa.string()),
+        # The newest checkpoint whose writes were moved to the table of superseded ones.
+        pa.field("moved", pa.string(), nullable=False),
+        # series -> [last number, barrier, number in the newest checkpoint, its version]
+        pa.field("series", pa.binary(), nullable=False),
+    ],
+    key=_SCOPE,
+    hot_only=True,
+)
+ROWS = TableSchema(
+    "_langgraph_rows",
+    [
+        *_ID_FIELDS,
+        pa.field("parent", pa.string()),
+        pa.field("run_id", pa.string()),
+        # [series -> [number, version], channels whose value is rebuilt from the writes of ancestors]
+        pa.field("contents", pa.binary(), nullable=False),
+    ],
+    key=_ID,
+    indexed="run_id",
+)
+VALUES = TableSchema(
+    "_langgraph_values",
+    [
+        *_SCOPE_FIELDS,
+        pa.field("series", pa.string(), nullable=False),
+        pa.field("number", pa.int64(), nullable=False),
+        *DeltaTable.columns(),
+    ],
+    key=(*_SCOPE, "series", "number"),
+)
+PENDING = TableSchema(
+    "_langgraph_pending",
+    [
+        *_ID_FIELDS,
+        pa.field("task_id", pa.string(), nullable=False),
+        pa.field("writes", pa.large_binary(), nullable=False),
+    ],
+    key=(*_ID, "task_id"),
+    hot_only=True,
+)
+WRITES = TableSchema("_langgraph_writes", [*_ID_FIELDS, pa.field("writes", pa.large_binary(), nullable=False)], key=_ID)
+COUNTERS = TableSchema(
+    "_langgraph_counters",
+    [pa.field("name", pa.string(), nullable=False), pa.field("value", pa.int64(), nullable=False)],
+    key="name",
+    hot_only=True,
+)
+
+_BODY = "body"
+_CHANNEL = "="
+"""Before the name of a channel: no channel can be called like the series of bodies."""
+_PAGES = (4, 8, 16, 32)
+_SWEEP_ROWS = 500
+_COPY_ROWS = 256
+_STEPS_BY_KEY = 16
+"""So many ancestors are read one by one; who goes back further reads the whole thread's at once."""
+_ATTEMPTS = 100
+_ZSTD_LEVEL = 3
+_MAX_WRITES_BYTES = 1 << 31
+
+Version = str | int | float | None
+
+
+class Place(NamedTuple):
+    """A namespace of a thread."""
+
+    thread_id: str
+    checkpoint_ns: str
+
+
+class Write(NamedTuple):
+    """One write of a task; sorted as LangGraph applies them."""
+
+    task_path: str
+    task_id: str
+    idx: int
+    channel: str
+    content: bytes
+
+
+class NewCheckpoint(NamedTuple):
+    """A checkpoint to store.
+
+    Attributes:
+        fresh: channel -> (version, content): what is new in this checkpoint.
+        known: channel -> version: what its parent has, if it has that version.
+        content: returns the content of a channel of ``known`` that the parent does not have; None: it has no value.
+        needs: channels whose value is rebuilt from the writes of ancestors.
+        is_branch: it is meant to branch off.
+    """
+
+    checkpoint_id: str
+    parent: str | None
+    run_id: str | None
+    body: bytes
+    fresh: Mapping[str, tuple[Version, bytes]]
+    known: Mapping[str, Version]
+    content: Callable[[str], bytes | None]
+    needs: Sequence[str]
+    is_branch: bool
+
+
+class StoredCheckpoint(NamedTuple):
+    """A checkpoint as it is stored, its writes in order."""
+
+    place: Place
+    checkpoint_id: str
+    parent: str | None
+    body: bytes
+    values: dict[str, bytes]
+    writes: list[Write]
+
+
+class _Entry(NamedTuple):
+    """What the row of a checkpoint tells."""
+
+    parent: str | None
+    run_id: str | None
+    contents: dict[str, tuple[int, Version]]
+    needs: list[str]
+
+
+class Checkpoints:
+    """The checkpoints of one database. Every method may be called from any thread, and is one transaction or snapshot."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._heads = db.table(HEADS)
+        self._rows = db.table(ROWS)
+        self._values = DeltaTable(db, VALUES, self._barriers)
+        self._pending = db.table(PENDING)
+        self._writes = db.table(WRITES)
+        self._counters = db.table(COUNTERS)
+        self._sweep_after: tuple[str, str, str] | None = None
+        if not db.read_only:
+            db.add_maintenance("langgraph-writes", self._sweep)
+
+    def _barriers(self, series: list[tuple[Any, ...]]) -> list[int | None]:
+        heads = self._heads.get_many([one[:2] for one in series])
+        return [
+            None if head is None else int(_unpack(head["series"]).get(one[2], (0, 0))[1])
+            for one, head in zip(series, heads, strict=True)
+        ]
+
+    def _next_count(self) -> int:
+        """Return a number that was never returned before; inside a transaction."""
+        row = self._counters.get("counter")
+        value = 1 if row is None else int(row["value"]) + 1
+        self._counters.put({"name": "counter", "value": value})
+        return value
+
+    # --- put ----------------------------------------------------------------------------------------------------------
+
+    def put(self, place: Place, new: NewCheckpoint, *, is_fenced: bool) -> None:
+        """Store a checkpoint, durable when this returns. Of one that is stored already, the last put counts.
+
+        Args:
+            place: where.
+            new: what.
+            is_fenced: refuse what is no child of the newest checkpoint and not meant to branch off.
+
+        Raises:
+            ConflictError: refused so; another worker has gone on with the thread.
+            StorageError: a turn to write did not come in time (retryable), or storing failed.
+        """
+        body = DeltaTable.cells(new.body)
+        fresh = {f"{_CHANNEL}{name}": (version, DeltaTable.cells(raw)) for name, (version, raw) in new.fresh.items()}
+        made: dict[str, tuple[Version, Row]] = {}
+        for _ in range(_ATTEMPTS):
+            generation, parents = self._contents_of(place, new.parent) if new.known else (None, {})
+            shared: dict[str, tuple[int, Version]] = {}
+            for name, version in new.known.items():
+                series = f"{_CHANNEL}{name}"
+                found = parents.get(series)
+                if found is not None and found[1] == version and type(found[1]) is type(version):
+                    shared[series] = found
+                elif series not in made and (raw := new.content(name)) is not None:
+                    made[series] = (version, DeltaTable.cells(raw))
+            cells = {_BODY: (None, body), **fresh, **{name: one for name, one in made.items() if name not in shared}}
+            if self._db.transact(
+                lambda: self._put(place, new, cells, shared, generation if shared else None, is_fenced=is_fenced)  # noqa: B023
+            ):
+                return
+        raise ConflictError("checkpoints of this thread are removed faster than a new one can be stored")
+
+    def _contents_of(
+        self, place: Place, checkpoint_id: str | None
+    ) -> tuple[int | None, dict[str, tuple[int, Version]]]:
+        """Return where the values of a checkpoint are, and the generation of the thread in which they are there."""
+        if checkpoint_id is None:
+            return None, {}
+        with self._db.snapshot():
+            head = self._heads.get(place)
+            if head is None:
+                return None, {}
+            if head["newest"] == checkpoint_id:
+                return head["generation"], _newest_contents(head)
+            row = self._rows.get((*place, checkpoint_id))
+        return head["generation"], {} if row is None else _entry(row).contents
+
+    def _put(
+        self,
+        place: Place,
+        new: NewCheckpoint,
+        cells: Mapping[str, tuple[Version, Row]],
+        shared: Mapping[str, tuple[int, Version]],
+        generation: int | None,
+        *,
+        is_fenced: bool,
+    ) -> bool:
+        """Write everything; False if what is shared may be gone. Inside a transaction."""
+        head = self._heads.get(place)
+        if generation is not None and (head is None or head["generation"] != generation):
+            return False
+        newest = head["newest"] if head is not None else ""
+        if is_fenced and newest and not new.is_branch and newest not in (new.parent, new.checkpoint_id):
+            raise ConflictError("another worker has stored a newer checkpoint of this thread; load it before going on")
+        if head is None:
+            counter = self._next_count()
+            head = {**place._asdict(), "counter": counter, "generation": counter, "newest": "", "moved": ""}
+            series: dict[str, list[Any]] = {}
+        else:
+            series = _unpack(head["series"])
+        contents = dict(shared)
+        values = []
+        for name, (version, row) in cells.items():
+            known = series.setdefault(name, [head["counter"] << 32, 0, None, None])
+            known[0] += 1
+            contents[name] = (known[0], version)
+            values.append({**place._asdict(), "series": name, "number": known[0], **row})
+        self._values.table.put_many(values)
+        self._rows.put(
+            {
+                **place._asdict(),
+                "checkpoint_id": new.checkpoint_id,
+                "parent": new.parent,
+                "run_id": new.run_id,
+                "contents": _pack([contents, list(new.needs)]),
+            }
+        )
+        if new.checkpoint_id >= newest:
+            _set_newest(head, series, new.checkpoint_id, new.parent, contents)
+        self._heads.put({**head, "series": _pack(series)})
+        return True
+
+    # --- writes of tasks ----------------------------------------------------------------------------------------------
+
+    def put_writes(self, place: Place, checkpoint_id: str, task_id: str, writes: Sequence[Write]) -> None:
+        """Store writes of a task, durable when this returns: of equal indices the first stays, of negative ones the last."""
+        key = (*place, checkpoint_id, task_id)
+
+        def work() -> None:
+            row = self._pending.get(key)
+            merged = _merged(_decode_writes(row["writes"]) if row is not None else [], writes)
+            self._pending.put(
+                {
+                    **place._asdict(),
+                    "checkpoint_id": checkpoint_id,
+                    "task_id": task_id,
+                    "writes": _encode_writes(merged),
+                }
+            )
+
+        if writes:
+            self._db.transact(work)
+
+    def _writes_of(self, place: Place, ids: Sequence[str], head: Row | None) -> dict[str, list[Write]]:
+        """Return the writes of checkpoints, sorted; inside a snapshot."""
+        moved = head["moved"] if head is not None else ""
+        keys = [(*place, one) for one in ids if one <= moved]
+        found: dict[str, list[Write]] = {one: [] for one in ids}
+        for row in self._writes.get_many(keys) if keys else []:
+            if row is not None:
+                found[row["checkpoint_id"]] = _decode_writes(row["writes"])
+        condition = _scope(*place) if len(ids) > 1 else _scope(*place, *ids)
+        for row in self._pending.scan(condition):
+            if row["checkpoint_id"] in found:
+                known = found[row["checkpoint_id"]]
+                found[row["checkpoint_id"]] = _merged(known, _decode_writes(row["writes"]))
+        return {one: sorted(writes, key=lambda write: write[:3]) for one, writes in found.items()}
+
+    def _sweep(self, _: float) -> bool:
+        """Move writes of checkpoints that have been superseded out of SQLite; True while there are more in this round."""
+        condition: Filter | None = None
+        if self._sweep_after is not None:
+            thread_id, checkpoint_ns, checkpoint_id = self._sweep_after
+            same_thread = field("thread_id") == thread_id
+            same_ns = same_thread & (field("checkpoint_ns") == checkpoint_ns)
+            condition = (
+                (field("thread_id") > thread_id)
+                | (same_thread & (field("checkpoint_ns") > checkpoint_ns))
+                | (same_ns & (field("checkpoint_id") > checkpoint_id))
+            )
+        order = list(PENDING.key)
+        found = list(self._pending.scan(condition, order_by=order, limit=_SWEEP_ROWS, columns=order))
+        places: dict[Place, dict[str, list[str]]] = {}
+        for row in found:
+            tasks = places.setdefault(Place(row["thread_id"], row["checkpoint_ns"]), {})
+            tasks.setdefault(row["checkpoint_id"], []).append(row["task_id"])
+        for place, tasks in places.items():
+            self._db.transact(lambda place=place, tasks=tasks: self._move_writes(place, tasks))  # type: ignore[misc]
+        # Tasks of the last checkpoint that the page cut off are found in the next round.
+        last = found[-1] if len(found) == _SWEEP_ROWS else None
+        self._sweep_after = None if last is None else (last["thread_id"], last["checkpoint_ns"], last["checkpoint_id"])
+        return last is not None
+
+    def _move_writes(self, place: Place, tasks: Mapping[str, Sequence[str]]) -> None:
+        head = self._heads.get(place)
+        superseded = sorted(one for one in tasks if head is not None and one < head["newest"])
+        if head is None or not superseded:
+            return
+        known = self._writes.get_many([(*place, one) for one in superseded])
+        moved = []
+        for checkpoint_id, row in zip(superseded, known, strict=True):
+            keys = [(*place, checkpoint_id, task_id) for task_id in tasks[checkpoint_id]]
+            writes = _decode_writes(row["writes"]) if row is not None else []
+            for pending in self._pending.get_many(keys):
+                if pending is not None:
+                    writes = _merged(writes, _decode_writes(pending["writes"]))
+            moved.append({**place._asdict(), "checkpoint_id": checkpoint_id, "writes": _encode_writes(writes)})
+            self._pending.delete_many(keys)
+        self._writes.put_many(moved)
+        self._heads.put({**head, "moved": max(head["moved"], superseded[-1])})
+
+    # --- get ----------------------------------------------------------------------------------------------------------
+
+    def get(self, place: Place, checkpoint_id: str | None) -> StoredCheckpoint | None:
+        """Return a checkpoint, or the newest; None where there is none. An id is met exactly or not at all."""
+        with self._db.snapshot():
+            head = self._heads.get(place)
+            if head is None:
+                return None
+            if checkpoint_id is None or checkpoint_id == head["newest"]:
+                checkpoint_id, parent, contents = head["newest"], head["parent"], _newest_contents(head)
+            else:
+                row = self._rows.get((*place, checkpoint_id))
+                if row is None:
+                    return None
+                parent, contents = row["parent"], _entry(row).contents
+            (found,) = self._read(place, [contents])
+            writes = self._writes_of(place, [checkpoint_id], head)[checkpoint_id]
+        body = found.pop(_BODY)
+        values = {name[len(_CHANNEL) :]: content for name, content in found.items()}
+        return StoredCheckpoint(place, checkpoint_id, parent, body, values, writes)
+
+    def _read(self, place: Place, contents: Sequence[Mapping[str, tuple[int, Version]]]) -> list[dict[str, bytes]]:
+        """Return the contents of several checkpoints of one place, each read once; inside a snapshot."""
+        keys = list(dict.fromkeys((*place, name, number) for one in contents for name, (number, _) in one.items()))
+        rows = self._values.table.get_many(keys)
+        if None in rows:
+            raise IntegrityError("a value that a checkpoint refers to is missing")
+        by_key = dict(zip(keys, self._values.contents(rows), strict=True))
+        return [{name: by_key[*place, name, number] for name, (number, _) in one.items()} for one in contents]
+
+    def find(
+        self,
+        place: tuple[str, ...],
+        *,
+        checkpoint_id: str | None,
+        before: str | None,
+        limit: int | None,
+        accepts: Callable[[bytes], bool] | None,
+    ) -> Iterator[StoredCheckpoint]:
+        """Yield the checkpoints of a thread, of a namespace or of all threads, newest first, in pages.
+
+        Each page is read as of one moment; what is removed before its page is read does not appear.
+
+        Args:
+            place: (), (thread,) or (thread, namespace).
+            checkpoint_id: only the one with this id.
+            before: only those with a lower id.
+            limit: at most so many.
+            accepts: says of a body whether the checkpoint is wanted; values of others are not read.
+        """
+        conditions: list[Filter] = [*_scope(*place).filters] if place else []
+        if checkpoint_id is not None:
+            conditions.append(field("checkpoint_id") == checkpoint_id)
+        if before is not None:
+            conditions.append(field("checkpoint_id") < before)
+        found = self._rows.scan(
+            And(*conditions) if conditions else None,
+            order_by=("checkpoint_id", "desc"),
+            limit=limit if accepts is None else None,
+            columns=list(_ID),
+        )
+        keys = [(Place(row["thread_id"], row["checkpoint_ns"]), row["checkpoint_id"]) for row in found]
+        left = len(keys) if limit is None else limit
+        pages = iter(_PAGES)
+        start, size = 0, 0
+        while start < len(keys) and left > 0:
+            size = min(next(pages, _PAGES[-1]), left) if accepts is None else next(pages, _PAGES[-1])
+            for one in self._page(keys[start : start + size], accepts):
+                if left > 0:
+                    left -= 1
+                    yield one
+            start += size
+
+    def _page(
+        self, keys: Sequence[tuple[Place, str]], accepts: Callable[[bytes], bool] | None
+    ) -> list[StoredCheckpoint]:
+        by_place: dict[Place, list[str]] = {}
+        for place, checkpoint_id in keys:
+            by_place.setdefault(place, []).append(checkpoint_id)
+        found: dict[tuple[Place, str], StoredCheckpoint] = {}
+        with self._db.snapshot():
+            for place, ids in by_place.items():
+                rows = self._rows.get_many([(*place, one) for one in ids])
+                entries = {row["checkpoint_id"]: _entry(row) for row in rows if row is not None}
+                bodies = self._read(place, [{_BODY: one.contents[_BODY]} for one in entries.values()])
+                body_of = {one: body[_BODY] for one, body in zip(entries, bodies, strict=True)}
+                wanted = [one for one in entries if accepts is None or accepts(body_of[one])]
+                if not wanted:
+                    continue
+                read = self._read(place, [_values_only(entries[one].contents) for one in wanted])
+                writes = self._writes_of(place, wanted, self._heads.get(place))
+                for one, contents in zip(wanted, read, strict=True):
+                    values = {name[len(_CHANNEL) :]: content for name, content in contents.items()}
+                    found[place, one] = StoredCheckpoint(
+                        place, one, entries[one].parent, body_of[one], values, writes[one]
+                    )
+        return [found[key] for key in keys if key in found]
+
+    # --- ancestors ----------------------------------------------------------------------------------------------------
+
+    def history(
+        self, place: Place, checkpoint_id: str | None, channels: Sequence[str]
+    ) -> dict[str, tuple[list[Write], bytes | None]]:
+        """Return, per channel, the writes of a checkpoint's ancestors, oldest first, and the value that they begin from.
+
+        The walk ends, for each channel, at the nearest ancestor that has a value stored: that value is without the writes of
+        that same ancestor, which count. None: there is no such ancestor.
+        """
+        writes: dict[str, list[Write]] = {name: [] for name in channels}
+        seeds: dict[str, bytes] = {}
+        with self._db.snapshot():
+            head = self._heads.get(place)
+            if head is None:
+                return {name: ([], None) for name in channels}
+            parent = head["parent"]
+            if checkpoint_id is not None and checkpoint_id != head["newest"]:
+                row = self._rows.get((*place, checkpoint_id))
+                parent = row["parent"] if row is not None else None
+            chain: list[tuple[str, _Entry, frozenset[str]]] = []
+            left = frozenset(channels)
+            for one, entry in self._ancestors(place, parent):
+                chain.append((one, entry, left))
+                left = frozenset(name for name in left if f"{_CHANNEL}{name}" not in entry.contents)
+                if not left:
+                    break
+            found = self._writes_of(place, [one for one, _, _ in chain], head) if chain else {}
+            ends = {
+                f"{_CHANNEL}{name}": entry.contents[f"{_CHANNEL}{name}"]
+                for _, entry, wanted in chain
+                for name in wanted
+                if f"{_CHANNEL}{name}" in entry.contents
+            }
+            if ends:
+                seeds = {name[len(_CHANNEL) :]: content for name, content in self._read(place, [ends])[0].items()}
+        for one, _, wanted in reversed(chain):
+            for write in found[one]:
+                if write.channel in wanted:
+                    writes[write.channel].append(write)
+        return {name: (writes[name], seeds.get(name)) for name in channels}
+
+    def _ancestors(self, place: Place, parent: str | None) -> Iterator[tuple[str, _Entry]]:
+        """Yield a checkpoint, its parent and so on; inside a snapshot."""
+        seen: set[str] = set()
+        known: dict[str, _Entry] | None = None
+        while parent is not None and parent not in seen:
+            seen.add(parent)
+            if len(seen) > _STEPS_BY_KEY and known is None:
+                known = self._entries(place)
+            if known is not None:
+                entry = known.get(parent)
+            else:
+                row = self._rows.get((*place, parent))
+                entry = None if row is None else _entry(row)
+            if entry is None:
+                return
+            yield parent, entry
+            parent = entry.parent
+
+    def _entries(self, place: Place) -> dict[str, _Entry]:
+        rows = self._rows.scan(_scope(*place), columns=["checkpoint_id", "parent", "run_id", "contents"])
+        return {row["checkpoint_id"]: _entry(row) for row in rows}
+
+    # --- removal ------------------------------------------------------------------------------------------------------
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Remove everything of a thread, in all its namespaces."""
+        self._db.transact(lambda: self._delete_all(_scope(thread_id)))
+
+    def _delete_all(self, scope: And) -> None:
+        for table in (self._heads, self._rows, self._values.table, self._pending, self._writes):
+            table.delete_many(filter=scope)
+
+    def prune(self, thread_ids: Iterable[str]) -> None:
+        """Keep of every namespace the newest checkpoint and the ancestors that its values are rebuilt from."""
+        for thread_id in dict.fromkeys(thread_ids):
+            self._db.transact(lambda thread_id=thread_id: self._prune(thread_id))  # type: ignore[misc]
+
+    def _prune(self, thread_id: str) -> None:
+        for head in list(self._heads.scan(_scope(thread_id))):
+            place = Place(thread_id, head["checkpoint_ns"])
+            entries = self._entries(place)
+            self._remove(place, head, entries, set(entries) - {head["newest"]} - _needed(entries, [head["newest"]]))
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Remove the checkpoints of runs, but not those that the values of checkpoints that stay are rebuilt from."""
+        if not run_ids:
+            return
+
+        def work() -> None:
+            rows = self._rows.scan(field("run_id").in_(list(run_ids)), columns=list(_SCOPE))
+            for place in sorted({Place(row["thread_id"], row["checkpoint_ns"]) for row in rows}):
+                head = self._heads.get(place)
+                if head is None:
+                    raise IntegrityError("a thread has checkpoints and no head")
+                entries = self._entries(place)
+                gone = {one for one, entry in entries.items() if entry.run_id in run_ids}
+                self._remove(place, head, entries, gone - _needed(entries, entries.keys() - gone))
+
+        self._db.transact(work)
+
+    def _remove(self, place: Place, head: Row, entries: Mapping[str, _Entry], gone: set[str]) -> None:
+        """Remove checkpoints with their writes, and the values that no other checkpoint has; inside a transaction."""
+        left = entries.keys() - gone
+        if not left:
+            self._delete_all(_scope(*place))
+            return
+        if not gone:
+            return
+        series = _unpack(head["series"])
+        used = {(name, number) for one in left for name, (number, _) in entries[one].contents.items()}
+        infos: dict[str, list[FrameInfo]] = {}
+        for row in self._values.table.scan(_scope(*place), columns=["series", "number", "size_bytes", "base"]):
+            infos.setdefault(row["series"], []).append(FrameInfo(row["number"], row["size_bytes"], row["base"]))
+        lost: list[tuple[str, str, str, int]] = []
+        for name, rows in infos.items():
+            unused = [one for one in rows if (name, one.number) not in used]
+            keys = [one.number for one in unused if one.may_be_key]
+            staying = [one for one in rows if (name, one.number) in used]
+            self._values.detach((*place, name), keys, staying)
+            lost.extend((*place, name, one.number) for one in unused)
+            series[name][1] = max(series[name][1], *keys) if keys else series[name][1]
+        self._values.table.delete_many(lost)
+        ids = [(*place, one) for one in gone]
+        self._rows.delete_many(ids)
+        self._writes.delete_many(ids)
+        pending = self._pending.scan(_scope(*place), columns=["checkpoint_id", "task_id"])
+        self._pending.delete_many(
+            [(*place, row["checkpoint_id"], row["task_id"]) for row in pending if row["checkpoint_id"] in gone]
+        )
+        newest = max(left)
+        _set_newest(head, series, newest, entries[newest].parent, entries[newest].contents)
+        self._heads.put({**head, "generation": self._next_count(), "series": _pack(series)})
+
+    # --- copies -------------------------------------------------------------------------------------------------------
+
+    def copy_thread(self, source: str, target: str) -> None:
+        """Copy everything of a thread to another one; nothing where there is nothing.
+
+        Raises:
+            ConflictError: the target has checkpoints.
+            InvalidInputError: both are the same.
+        """
+        if source == target:
+            raise InvalidInputError("a thread cannot be copied to itself")
+        with self._db.transaction():
+            if next(iter(self._heads.scan(_scope(target), limit=1)), None) is not None:
+                raise ConflictError("the thread to copy to has checkpoints already")
+            shifts = {}
+            for head in list(self._heads.scan(_scope(source))):
+                counter = self._next_count()
+                shift = shifts[head["checkpoint_ns"]] = (counter - head["counter"]) << 32
+                series = {
+                    name: [
+                        last + shift,
+                        barrier + shift if barrier else 0,
+                        None if now is None else now + shift,
+                        version,
+                    ]
+                    for name, (last, barrier, now, version) in _unpack(head["series"]).items()
+                }
+                self._heads.put(
+                    {**head, "thread_id": target, "counter": counter, "generation": counter, "series": _pack(series)}
+                )
+            for page in _pages(self._values.table.scan(_scope(source))):
+                self._values.table.put_many(
+                    [self._values.moved(row, {"thread_id": target}, shifts[row["checkpoint_ns"]]) for row in page]
+                )
+            for page in _pages(self._rows.scan(_scope(source))):
+                self._rows.put_many([_shifted(row, target, shifts[row["checkpoint_ns"]]) for row in page])
+            for table in (self._pending, self._writes):
+                for page in _pages(table.scan(_scope(source))):
+                    table.put_many([{**row, "thread_id": target} for row in page])
+
+
+def _scope(*values: str) -> And:
+    return And(*(field(name) == value for name, value in zip(_ID, values, strict=False)))
+
+
+def _pack(value: Any) -> bytes:
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def _unpack(blob: bytes) -> Any:
+    return msgpack.unpackb(blob, strict_map_key=False)
+
+
+def _entry(row: Row) -> _Entry:
+    contents, needs = _unpack(row["contents"])
+    return _Entry(row["parent"], row["run_id"], {name: (one[0], one[1]) for name, one in contents.items()}, needs)
+
+
+def _values_only(contents: Mapping[str, tuple[int, Version]]) -> dict[str, tuple[int, Version]]:
+    return {name: one for name, one in contents.items() if name != _BODY}
+
+
+def _newest_contents(head: Row) -> dict[str, tuple[int, Version]]:
+    series = _unpack(head["series"])
+    return {name: (number, version) for name, (_, _, number, version) in series.items() if number is not None}
+
+
+def _set_newest(
+    head: Row,
+    series: dict[str, Any],
+    checkpoint_id: str,
+    parent: str | None,
+    contents: Mapping[str, tuple[int, Version]],
+) -> None:
+    head["newest"], head["parent"] = checkpoint_id, parent
+    for name, known in series.items():
+        known[2:] = contents.get(name, (None, None))
+
+
+def _needed(entries: Mapping[str, _Entry], staying: Iterable[str]) -> set[str]:
+    """Return the ancestors whose writes and values the checkpoints that stay are rebuilt from."""
+    needed: set[str] = set()
+    for one in staying:
+        left = {f"{_CHANNEL}{name}" for name in entries[one].needs}
+        seen = {one}
+        parent = entries[one].parent
+        while left and parent is not None and parent in entries and parent not in seen:
+            seen.add(parent)
+            needed.add(parent)
+            left -= entries[parent].contents.keys()
+            parent = entries[parent].parent
+    return needed
+
+
+def _shifted(row: Row, thread_id: str, shift: int) -> Row:
+    entry = _entry(row)
+    contents = {name: (number + shift, version) for name, (number, version) in entry.contents.items()}
+    return {**row, "thread_id": thread_id, "contents": _pack([contents, entry.needs])}
+
+
+def _pages(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    page: list[Row] = []
+    for row in rows:
+        page.append(row)
+        if len(page) == _COPY_ROWS:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def _merged(old: Sequence[Write], new: Sequence[Write]) -> list[Write]:
+    """Return both: of equal task and index the old one, but the new one where the index is negative."""
+    found = {(one.task_id, one.idx): one for one in old}
+    for one in new:
+        if one.idx < 0 or (one.task_id, one.idx) not in found:
+            found[one.task_id, one.idx] = one
+    return list(found.values())
+
+
+def _encode_writes(writes: Sequence[Write]) -> bytes:
+    return zstandard.compress(_pack([list(one) for one in writes]), _ZSTD_LEVEL)
+
+
+def _decode_writes(blob: bytes) -> list[Write]:
+    try:
+        if zstandard.get_frame_parameters(blob).content_size > _MAX_WRITES_BYTES:
+            raise IntegrityError("stored writes claim an impossible size")
+        return [Write(*one) for one in _unpack(zstandard.decompress(blob))]
+    except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
+        raise IntegrityError("stored writes cannot be decoded") from error

@@ -503,42 +503,45 @@ class Searcher:
             fits = "fits the device" if limit is None else f"takes at most {limit >> 20} MiB in memory"
             plans = [SignalPlan(signal, "resident", True, f"{what} {fits}") for signal in _signals(request)]
             return _Sources(small, small, small, tuple(plans))
+        spec = None if request.dense is None or request.is_exact else self._index(request.dense)
+        large = None if spec is not None else self._resident(request, names, text=wants_text, limit_bytes=None)
+        if large is not None:
+            why = "exact=True" if request.is_exact else "there is no index"
+            reason = f"{why}, and everything fits Config.resident_bytes"
+            plans = [SignalPlan(signal, "resident", True, reason) for signal in _signals(request)]
+            return _Sources(large, large, large, tuple(plans))
         plans = []
         vector: VectorSource | None = None
         text: TextSource | None = None
-        if request.dense is not None:
-            vector, plan = self._large_vectors(request, request.dense)
-            plans.append(plan)
         if wants_text:
             text, plan = self._large_texts(request, may_flush=may_flush)
             plans.append(plan)
+        if request.dense is not None:
+            vector, plan = self._large_vectors(request, request.dense, spec, text)
+            plans.insert(0, plan)
         rows = vector or text
         assert rows is not None
         return _Sources(vector, text, rows, tuple(plans))
 
-    def _large_vectors(self, request: Request, name: str) -> tuple[VectorSource, SignalPlan]:
-        """Return where vectors are searched that are too many to be compared one by one without a reason."""
-        spec = None if request.is_exact else self._index(name)
-        if spec is not None:
-            reason = f"there are more than {SCAN_BYTES >> 20} MiB of vectors, and an index {type(spec).__name__}"
-            return self._indexed(request, name, spec.probe_parameters()), SignalPlan("vector", "index", False, reason)
-        large = self._resident(request, (name,), text=False, limit_bytes=None)
-        if large is not None:
-            why = "exact=True" if request.is_exact else "there is no index"
-            return large, SignalPlan("vector", "resident", True, f"{why}, and the vectors fit Config.resident_bytes")
-        reason = "the vectors exceed Config.resident_bytes" + ("" if request.is_exact else ", and there is no index")
-        return self._indexed(request, name, None), SignalPlan("vector", "scan", True, reason)
-
-    def _indexed(self, request: Request, name: str, probe: Mapping[str, int] | None) -> IndexedVectors:
+    def _large_vectors(
+        self, request: Request, name: str, spec: IndexSpec | None, text: TextSource | None
+    ) -> tuple[VectorSource, SignalPlan]:
+        """Return where vectors are searched that do not fit in memory, or have an index that is faster."""
         hot = self._frozen(None, request.definition, (name,), text=False, part="hot")
         assert hot is not None, "hot rows are never refused"
         # One query to Lance brings the payload too, where nothing but this signal decides what is returned.
         is_plain = request.mode == "vector" and not request.is_late and request.group is None and request.rerank is None
+        probe = None if spec is None else spec.probe_parameters()
         carried = request.include if is_plain else ()
-        return IndexedVectors(self._table, hot, request.filter, probe, carried)
+        source = IndexedVectors(self._table, hot, request.filter, probe, request.wanted, carried=carried, stored=text)
+        if spec is not None:
+            reason = f"there are more than {SCAN_BYTES >> 20} MiB of vectors, and an index {type(spec).__name__}"
+            return source, SignalPlan("vector", "index", False, reason)
+        reason = "the vectors exceed Config.resident_bytes" + ("" if request.is_exact else ", and there is no index")
+        return source, SignalPlan("vector", "scan", True, reason)
 
     def _large_texts(self, request: Request, *, may_flush: bool) -> tuple[TextSource, SignalPlan]:
-        """Return where texts are searched that came without a small segment."""
+        """Return where texts are searched whose vectors are searched elsewhere."""
         held = self._resident(request, (), text=True, limit_bytes=None)
         was_flushed, self._flushes = self._flushes, held is None
         if held is not None:

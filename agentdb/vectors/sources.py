@@ -177,11 +177,11 @@ class TableSource:
 
     def distances(self, column: str, query: npt.NDArray[np.float32], keys: Sequence[str], metric: Metric) -> Floats:
         """Return the distances of rows."""
-        return _distances(self._table, column, query, keys, metric)
+        return _distances(self, column, query, keys, metric)
 
     def vectors(self, column: str, keys: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return the vectors of rows."""
-        return _vectors(self._table, column, keys)
+        return _vectors(self, column, keys)
 
     def matching(self, text: str, k: int) -> Found:
         """Return the rows whose texts match best."""
@@ -260,8 +260,8 @@ class ResidentSource:
     def distances(self, column: str, query: npt.NDArray[np.float32], keys: Sequence[str], metric: Metric) -> Floats:
         """Return the distances of rows."""
         slots = self._known(keys)
-        if slots is None:
-            return _distances(self._table, column, query, keys, metric)
+        if slots is None or column not in self._frozen.blocks:
+            return _distances(self, column, query, keys, metric)
         block = self._frozen.blocks[column]
         result = np.full(len(slots), np.inf)
         present = block.live[slots]
@@ -271,7 +271,9 @@ class ResidentSource:
     def vectors(self, column: str, keys: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return the vectors of rows."""
         slots = self._known(keys)
-        return _vectors(self._table, column, keys) if slots is None else self._frozen.blocks[column].vectors(slots)
+        if slots is None or column not in self._frozen.blocks:
+            return _vectors(self, column, keys)
+        return self._frozen.blocks[column].vectors(slots)
 
     def matching(self, text: str, k: int) -> Found:
         """Return the rows whose texts match best."""
@@ -310,11 +312,16 @@ class ResidentSource:
         return keys
 
     def _known(self, keys: Sequence[str]) -> npt.NDArray[np.int64] | None:
-        """Return the slots of rows that were all found here; None if another source found some."""
-        try:
-            return np.array([self._slots[key] for key in keys], np.int64)
-        except KeyError:
-            return None
+        """Return the slots of rows, whoever found them; None if one is outside of the scope, or has a newer version by now."""
+        slots = np.array([self._slots.get(key, -1) for key in keys], np.int64)
+        others = np.flatnonzero(slots < 0)
+        if len(others):
+            rows = self._frozen.rows
+            looked_up = self._frozen._follower.slots_of([keys[i] for i in others])
+            if not ((looked_up >= 0) & (looked_up < rows.size)).all() or not rows.live[looked_up].all():
+                return None
+            slots[others] = looked_up
+        return slots
 
     def _texts(self, text: str) -> tuple[npt.NDArray[np.int64], Floats]:
         """Return slots, rising, and scores; those of the last text are kept, because a hybrid search asks twice."""
@@ -342,10 +349,20 @@ class _Indexed:
         hot: the hot rows in memory.
         condition: what rows the search may return; None: all.
         carried: columns that come along with what is found, where one query to Lance can bring both.
+        stored: reads rows faster than the table does by their keys.
     """
 
-    def __init__(self, table: Table, hot: Frozen, condition: Filter | None, carried: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        table: Table,
+        hot: Frozen,
+        condition: Filter | None,
+        *,
+        carried: Sequence[str] = (),
+        stored: RowSource | None = None,
+    ) -> None:
         self._table = table
+        self._stored = stored or TableSource(table, None, condition)
         self._filter = condition
         self._frozen = hot
         self._hot = ResidentSource(table, hot, condition)
@@ -361,15 +378,21 @@ class _Indexed:
 
     def rows(self, keys: Sequence[str], columns: Sequence[str]) -> list[Row]:
         """Return columns of rows."""
-        if not set(columns) <= set(self._carried):
-            return rows_by_key(self._table, keys, columns)
+        if not self._carried or not set(columns) <= set(self._carried):
+            return self._stored.rows(keys, columns)
         rest = [key for key in keys if key not in self._rows]
-        self._rows.update(zip(rest, rows_by_key(self._table, rest, self._carried), strict=True))
+        self._rows.update(zip(rest, self._stored.rows(rest, self._carried), strict=True))
         return [{name: self._rows[key][name] for name in columns} for key in keys]
 
 
 class IndexedVectors(_Indexed):
-    """Vectors of cold rows by Lance's index, or by its flat scan where ``probe`` is None; then it is exact."""
+    """Vectors of cold rows by Lance's index, or by its flat scan where ``probe`` is None; then it is exact.
+
+    Args:
+        table, hot, condition, carried, stored: as above.
+        probe: how the index is searched.
+        wanted: how many of the nearest matter most; those behind them are not worth as much refinement.
+    """
 
     def __init__(
         self,
@@ -377,14 +400,22 @@ class IndexedVectors(_Indexed):
         hot: Frozen,
         condition: Filter | None,
         probe: Mapping[str, int] | None,
+        wanted: int,
+        *,
         carried: Sequence[str] = (),
+        stored: RowSource | None = None,
     ) -> None:
-        super().__init__(table, hot, condition, carried)
+        super().__init__(table, hot, condition, carried=carried, stored=stored)
         self._probe = probe
+        self._wanted = wanted
 
     def nearest(self, column: str, queries: npt.NDArray[np.float32], k: int, metric: Metric) -> list[Found]:
         """Return the K nearest rows of each query."""
         hot = self._hot.nearest(column, queries, k, metric)
+        probe = dict(self._probe or {})
+        if "refine_factor" in probe:
+            # Every row that is ranked by its stored vector is read: as many as the wanted ones need, and all that are asked for.
+            probe["refine_factor"] = max(1, -(-probe["refine_factor"] * self._wanted // k))
         found = []
         for its_hot, query in zip(hot, queries, strict=True):
             cold = self._table.nearest_cold(
@@ -394,7 +425,7 @@ class IndexedVectors(_Indexed):
                 metric=metric,
                 filter=self._filter,
                 columns=self._carried,
-                probe=self._probe,
+                probe=probe,
                 hidden=self._frozen.hidden,
                 exact=self._probe is None,
             )
@@ -403,11 +434,11 @@ class IndexedVectors(_Indexed):
 
     def distances(self, column: str, query: npt.NDArray[np.float32], keys: Sequence[str], metric: Metric) -> Floats:
         """Return the distances of rows."""
-        return _distances(self._table, column, query, keys, metric)
+        return _distances(self, column, query, keys, metric)
 
     def vectors(self, column: str, keys: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return the vectors of rows."""
-        return _vectors(self._table, column, keys)
+        return _vectors(self, column, keys)
 
 
 class IndexedTexts(_Indexed):
@@ -457,9 +488,10 @@ def rows_by_key(table: Table, keys: Sequence[str], columns: Sequence[str]) -> li
 
 
 def _distances(
-    table: Table, column: str, query: npt.NDArray[np.float32], keys: Sequence[str], metric: Metric
+    source: RowSource, column: str, query: npt.NDArray[np.float32], keys: Sequence[str], metric: Metric
 ) -> Floats:
-    given = [row[column] for row in rows_by_key(table, keys, [column])]
+    """Return the distances of stored vectors."""
+    given = [row[column] for row in source.rows(keys, [column])]
     present = np.array([one is not None for one in given], bool)
     result = np.full(len(given), np.inf)
     if present.any():
@@ -467,9 +499,9 @@ def _distances(
     return result
 
 
-def _vectors(table: Table, column: str, keys: Sequence[str]) -> npt.NDArray[np.float32]:
-    given = [row[column] for row in rows_by_key(table, keys, [column])]
-    return np.array(given, np.float32).reshape(len(given), table.schema.column(column).dimension)
+def _vectors(source: RowSource, column: str, keys: Sequence[str]) -> npt.NDArray[np.float32]:
+    given = [row[column] for row in source.rows(keys, [column])]
+    return np.array(given, np.float32).reshape(len(given), -1)
 
 
 def _scores(terms: npt.NDArray[np.uint32], stored: pa.Array, statistics: TermStatistics) -> Floats:

@@ -38,6 +38,7 @@ from agentdb.storage.files import fsync_directory
 from agentdb.storage.schema import Column, ColumnKind, TableSchema
 from agentdb.storage.table import Table
 from agentdb.types import OnProgress, Progress, Row
+from agentdb.vectors.definition import IndexPlan
 
 __all__ = ["main"]
 
@@ -169,10 +170,54 @@ def info(path: DatabasePath, *, as_json: AsJson = False) -> None:
                 "columns": {column.name: column.type_name for column in schema.columns},
                 **asdict(size),
             }
+        collections = {name: _described(db, name) for name in db.collections()}
         if as_json:
-            _print_json({**_without_tables(asdict(stats)), "tables": tables})
+            _print_json({**_without_tables(asdict(stats)), "tables": tables, "collections": collections})
         else:
             _print_info(db, stats.format, stats.sqlite_bytes + stats.wal_bytes, stats.cold_bytes, tables)
+            if collections:
+                _print_collections(collections)
+
+
+def _described(db: Database, name: str) -> dict[str, Any]:
+    """Return what a collection holds, as plain values."""
+    collection = db.collection(name)
+    definition = collection._store.read()
+    under_way = definition.reembedding
+    return {
+        "rows": collection.count(),
+        "table": definition.table_name,
+        "vectors": {key: {**asdict(one.spec), "column": one.column} for key, one in definition.vectors.items()},
+        "embedder": None if definition.embedder is None else definition.embedder.name,
+        "reembedding": None if under_way is None else under_way.embedder.name,
+        "promoted": {".".join(one.keys): one.type for one in definition.promoted},
+        "indexes": {
+            key: _plan(definition.index_plan(key)) for key, one in definition.vectors.items() if not one.spec.multi
+        },
+    }
+
+
+def _plan(plan: IndexPlan) -> dict[str, Any]:
+    choice = plan.choice if isinstance(plan.choice, str) else plan.choice.to_json()
+    return {"choice": choice, "state": dict(plan.state)}
+
+
+def _print_collections(collections: Mapping[str, Mapping[str, Any]]) -> None:
+    grid = Grid(box=None, pad_edge=False, header_style="bold")
+    for name in ("collection", "rows", "vectors", "embedder", "promoted"):
+        grid.add_column(name, justify="right" if name == "rows" else "left")
+    for name, one in collections.items():
+        vectors = [
+            f"{key} {spec['dimension']} {spec['dtype']} {'tokens' if spec['multi'] else spec['metric']}"
+            for key, spec in one["vectors"].items()
+        ]
+        embedder = one["embedder"] or "-"
+        if one["reembedding"] is not None:
+            embedder += f" (becoming {one['reembedding']})"
+        grid.add_row(name, f"{one['rows']:,}", ", ".join(vectors), embedder, ", ".join(one["promoted"]) or "-")
+    console = Console()
+    console.print()
+    console.print(grid)
 
 
 def _without_tables(stats: Mapping[str, Any]) -> dict[str, Any]:

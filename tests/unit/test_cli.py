@@ -17,7 +17,7 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 import agentdb
-from agentdb import Config, TableSchema
+from agentdb import Config, TableSchema, VectorSpec
 from agentdb.cli import app
 
 EVERYTHING = TableSchema(
@@ -335,6 +335,21 @@ def test_info(full: Path) -> None:
     assert table["columns"]["v32"] == "vector<float32,3>"
     assert table["key"] == ["id", "part"]
     assert sorted(one.name for one in full.rglob("*")) == before
+
+
+def test_info_tells_about_collections(db_path: Path) -> None:
+    with agentdb.open(db_path, embedder=agentdb.load_embedder("hashing")) as db:
+        db.collection("notes", schema={"agent": str}).upsert(["a", "b"], texts=["x", "y"])
+        db.collection("late", vectors={"v": VectorSpec(3, "dot"), "t": VectorSpec(2, multi=True)}).set_index("none")
+    shown = " ".join(ok("info", db_path).split())
+    assert "notes 2 vector 256 float32 cosine" in shown
+    assert "v 3 float32 dot, t 2 float16 tokens" in shown
+    told = json.loads(ok("info", db_path, "--json"))["collections"]
+    assert list(told) == ["late", "notes"]
+    assert told["notes"]["embedder"].startswith("hashing")
+    assert told["notes"]["promoted"] == {"agent": "string"}
+    assert told["notes"]["vectors"]["vector"]["embedded"] is True
+    assert told["late"]["indexes"] == {"v": {"choice": "none", "state": {}}}
 
 
 def test_info_needs_a_database(tmp_path: Path) -> None:

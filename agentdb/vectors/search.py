@@ -19,6 +19,7 @@ Texts are ranked by the statistics of the scope's rows, of the whole collection 
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,10 +79,14 @@ _LATE_CANDIDATES = 300
 """What each signal contributes at least where tokens rank the candidates."""
 _ATTEMPTS = 8
 """How often a search begins anew because the definition, or a segment, has moved past its snapshot."""
-_PAYLOAD_BYTES = 16 << 20
-"""Texts and metadata of recent hits that are kept in memory."""
+_PAYLOAD_SHARE = 8
+"""Texts, metadata and tokens of recent hits take one part in so many of ``Config.resident_bytes`` at most."""
 _TOKEN_ROWS = 512
 """Rows whose tokens are compared in one product."""
+
+
+_row_caches: weakref.WeakKeyDictionary[ResidentCache, RowCache] = weakref.WeakKeyDictionary()
+"""One for all collections of a database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +201,7 @@ class Searcher:
         self._cache = cache
         self._embedder = embedder
         self._index = index
-        self._rows = RowCache(_PAYLOAD_BYTES)
+        self._rows = _row_caches.setdefault(cache, RowCache(cache.budget_bytes // _PAYLOAD_SHARE))
         self._flushes = False
         """Whether texts were last searched in Lance, whose index does not know hot rows."""
 
@@ -666,7 +671,10 @@ def _late_scores(asked: Asked, stored: Sequence[bytes | None], spec: VectorSpec)
         counts = np.array([len(one) // (2 * spec.dimension) for one in part])
         if not len(tokens):
             continue
-        products = (_unit(tokens) if spec.metric == "cosine" else tokens) @ query.T
+        products = tokens @ query.T
+        if spec.metric == "cosine":
+            norms = np.sqrt(np.vecdot(tokens, tokens))[:, None]
+            np.divide(products, norms, out=products, where=norms > 0)
         starts = np.cumsum(counts) - counts
         best = np.maximum.reduceat(products, starts[counts > 0], axis=0)
         scores[begin + np.flatnonzero(counts)] = best.astype(np.float64) @ weights

@@ -91,12 +91,12 @@ class TextSource(RowSource, Protocol):
 
 
 class RowCache:
-    """Texts and metadata of rows that were hits, kept by slot: a slot never holds another row. Bounded; safe for threads.
+    """Texts, metadata and token matrices of rows that were looked at, by slot, which never holds another row. Bounded; for threads.
 
     A take of ten rows from Lance costs more than all else of a search in memory, and agents find the same rows again and again.
 
     Args:
-        limit_bytes: about how much to keep.
+        limit_bytes: about how much to keep; what was used longest ago goes first.
     """
 
     def __init__(self, limit_bytes: int) -> None:
@@ -104,52 +104,51 @@ class RowCache:
         self._bytes = 0
         self._mutex = threading.Lock()
         self._numbers: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
+        """Tells the slots of one segment from those of another."""
         self._next = itertools.count()
-        self._rows: OrderedDict[tuple[int, int], tuple[str | None, str | None]] = OrderedDict()
+        self._values: OrderedDict[tuple[int, int, str], str | bytes | None] = OrderedDict()
 
     def rows(self, frozen: Frozen, slots: npt.NDArray[np.int64], columns: Sequence[str]) -> list[Row]:
         """Return what `Frozen.fetch` returns."""
-        if not set(columns) <= {"text", "metadata"}:
-            return frozen.fetch(slots, columns)
         with self._mutex:
-            number = self._numbers.setdefault(frozen._follower, -1)
-            if number < 0:
+            number = self._numbers.get(frozen._follower)
+            if number is None:
                 number = self._numbers[frozen._follower] = next(self._next)
-            names = [(number, slot) for slot in slots.tolist()]
-            found = {name: self._rows[name] for name in names if name in self._rows}
-            for name in found:
-                self._rows.move_to_end(name)
-        missing = [name for name in names if name not in found]
+            rows = [self._known(number, slot, columns) for slot in slots.tolist()]
+        missing = [position for position, row in enumerate(rows) if row is None]
         if missing:
-            fetched = frozen.fetch([slot for _, slot in missing], ("text", "metadata"))
-            new = {name: _packed(row) for name, row in zip(missing, fetched, strict=True)}
-            found.update(new)
-            self._keep(new)
-        return [_unpacked(found[name], columns) for name in names]
+            fetched = frozen.fetch(slots[missing], columns)
+            with self._mutex:
+                for position, row in zip(missing, fetched, strict=True):
+                    self._keep(number, int(slots[position]), row)
+                    rows[position] = row
+        return [row for row in rows if row is not None]
 
-    def _keep(self, new: Mapping[tuple[int, int], tuple[str | None, str | None]]) -> None:
-        with self._mutex:
-            for name, row in new.items():
-                if name not in self._rows:
-                    self._rows[name] = row
-                    self._bytes += _size(row)
-            while self._bytes > self._limit_bytes:
-                self._bytes -= _size(self._rows.popitem(last=False)[1])
+    def _known(self, number: int, slot: int, columns: Sequence[str]) -> Row | None:
+        row: Row = {}
+        for column in columns:
+            name = (number, slot, column)
+            if name not in self._values:
+                return None
+            self._values.move_to_end(name)
+            value = self._values[name]
+            row[column] = decode_json(value) if column == "metadata" and isinstance(value, str) else value
+        return row
+
+    def _keep(self, number: int, slot: int, row: Row) -> None:
+        for column, given in row.items():
+            # Metadata as its text: whoever gets a row may change it.
+            value = encode_json(given) if column == "metadata" and given is not None else given
+            name = (number, slot, column)
+            if name not in self._values and (value is None or isinstance(value, str | bytes)):
+                self._values[name] = value
+                self._bytes += _size(value)
+        while self._bytes > self._limit_bytes:
+            self._bytes -= _size(self._values.popitem(last=False)[1])
 
 
-def _packed(row: Row) -> tuple[str | None, str | None]:
-    # As text: whoever gets a row may change its metadata.
-    metadata = row["metadata"]
-    return row["text"], None if metadata is None else encode_json(metadata)
-
-
-def _unpacked(row: tuple[str | None, str | None], columns: Sequence[str]) -> Row:
-    text, metadata = row
-    return {name: text if name == "text" else None if metadata is None else decode_json(metadata) for name in columns}
-
-
-def _size(row: tuple[str | None, str | None]) -> int:
-    return 300 + sum(len(one) for one in row if one is not None)
+def _size(value: str | bytes | None) -> int:
+    return 200 + (0 if value is None else len(value))
 
 
 class TableSource:

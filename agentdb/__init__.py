@@ -85,6 +85,7 @@ if TYPE_CHECKING:
     from agentdb.vectors.query import Query
     from agentdb.vectors.rows import Batch, Record
     from agentdb.vectors.search import Explanation, SignalPlan
+    from agentdb.vectors.upkeep import IndexStatus
 
 __all__ = [
     "AccessDeniedError",
@@ -120,6 +121,7 @@ __all__ = [
     "ImageEmbedder",
     "In",
     "IndexSpec",
+    "IndexStatus",
     "IntegrityError",
     "InvalidInputError",
     "IsNull",
@@ -249,6 +251,7 @@ _EXPORTS = {
     "agentdb.vectors.query": ("Query",),
     "agentdb.vectors.rows": ("Batch", "Record"),
     "agentdb.vectors.search": ("Explanation", "SignalPlan"),
+    "agentdb.vectors.upkeep": ("IndexStatus",),
 }
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 

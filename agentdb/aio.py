@@ -464,6 +464,7 @@ class AsyncCollection(_Twin[Collection]):
     max_marginal_relevance = _searches(Collection.max_marginal_relevance)
     explain_search = _searches(Collection.explain_search)
     set_index = _writes(Collection.set_index)
+    index_status = _reads(Collection.index_status)
     scan = _iterates(Collection.scan, items=Record)
     iterate = _iterates(Collection.iterate, items=Batch, at_once=1)
 

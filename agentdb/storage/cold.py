@@ -328,6 +328,14 @@ class ColdStore:
                 self._infos.popitem(last=False)
         return info
 
+    def sample(self, dataset: str, version: int, column: str, rows: int) -> pa.Table:
+        """Return a column of about so many rows, drawn at random."""
+        handle = self.open(dataset, version)
+        with cold_errors(f"sampling {dataset}"):
+            if column not in handle.schema.names:
+                return handle.schema.empty_table().select([])
+            return handle.sample(min(rows, handle.count_rows()), columns=[column])
+
     def new_segment(self, dataset: str, version: int) -> Segment:
         """Return an index segment to be built from one version."""
         with cold_errors(f"reading {dataset}"):

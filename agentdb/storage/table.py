@@ -898,6 +898,25 @@ class Table:
             version = view.version(entry)
             return self._core.cold.index_info(entry.dataset, version, column) if version else None
 
+    def cold_rows(self) -> int:
+        """Return the number of rows in the cold tier, those that hot rows replace included."""
+        with self._core.reading() as view:
+            entry = self._entry(view)
+            version = view.version(entry)
+            return self._core.cold.count(entry.dataset, version) if version else 0
+
+    def sample_vectors(self, column: str, rows: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Return `[N, D]` vectors of cold rows drawn at random: at most so many, fewer where rows have none."""
+        with self._core.reading() as view:
+            entry = self._entry(view)
+            vector = entry.schema.column(column)
+            version = view.version(entry)
+            found = self._core.cold.sample(entry.dataset, version, column, rows) if version else None
+        if found is None or not found.num_columns:
+            return np.empty((0, vector.dimension), np.float32)
+        present = found.column(column).combine_chunks().drop_null()
+        return vector.vector_matrix(present).astype(np.float32)
+
     def try_flush(self, timeout_s: float = 0.005) -> bool:
         """Move what waits in the hot tier, if nobody is at it; whether nothing that was written before the call waits now.
 

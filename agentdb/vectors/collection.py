@@ -35,6 +35,7 @@ from agentdb.vectors.rows import (
 )
 from agentdb.vectors.search import Explanation, Searcher
 from agentdb.vectors.store import DefinitionStore
+from agentdb.vectors.upkeep import IndexStatus, index_in_use
 
 __all__ = ["Collection"]
 
@@ -84,7 +85,7 @@ class Collection:
             store.read,
             cache,
             self._required_embedder,
-            lambda _: None,
+            lambda vector_name: index_in_use(store.read(), vector_name),
         )
 
     def __repr__(self) -> str:
@@ -590,6 +591,18 @@ class Collection:
             return definition.next(indexes={**definition.indexes, name: plan})
 
         self._store.change(change)
+
+    def index_status(self, vector_name: str | None = None) -> IndexStatus:
+        """Return how the approximate index of a vector stands; None means ``"vector"``, or the first.
+
+        Raises:
+            InvalidInputError: there is no such vector.
+        """
+        with self._engine.snapshot():
+            definition = self._store.read()
+            name = definition.default_vector if vector_name is None else vector_name
+            column = definition.vector(name).column
+            return IndexStatus.of(definition, name, self._table.index_info(column))
 
 
 def _is(embedder: Embedder, identity: EmbedderIdentity) -> bool:

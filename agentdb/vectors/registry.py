@@ -20,6 +20,7 @@ from agentdb.vectors.definition import CollectionMetric, Definition, VectorSpec,
 from agentdb.vectors.evolution import Asked, Upkeep
 from agentdb.vectors.resident import ResidentCache
 from agentdb.vectors.store import DEFINITIONS, DefinitionStore
+from agentdb.vectors.upkeep import IndexUpkeep
 
 __all__ = ["Collections"]
 
@@ -44,6 +45,12 @@ class Collections:
         self._shared = _shared.setdefault(engine._core, _Shared(engine.config))
         self._upkeep = Upkeep(self._shared.asked, self._opened)
         engine.add_maintenance("collections", self._upkeep.run)
+        self._indices = IndexUpkeep(self._opened, engine.config.resident_bytes)
+        engine.add_maintenance("indices", self._indices.run)
+
+    def rest(self) -> None:
+        """End the index that is being built, if there is one; the next upkeep begins anew."""
+        self._indices.stop(self._engine.config.close_timeout_s)
 
     def let_go(self) -> None:
         """Let go of what the handles of the process share, if the last of them is closed."""

@@ -30,7 +30,7 @@ __all__ = ["CacheStatistics", "Frozen", "Part", "ResidentCache", "Segment", "Seg
 TEXT_COLUMN = "terms"
 _ROW_BYTES = 200
 """What a follower takes for a row: its key, where it is, whether it lives."""
-_TEXT_BYTES = 600
+TEXT_BYTES = 600
 """What the postings of a text take, about."""
 _COMPACT_ROWS = 1 << 10
 _DEVICE_BYTES = 1 << 24
@@ -390,4 +390,4 @@ class ResidentCache:
 
 
 def _row_bytes(vectors: frozenset[VectorColumn], *, text: bool) -> int:
-    return sum(4 * one.dimension + 16 for one in vectors) + _TEXT_BYTES * text + _ROW_BYTES
+    return sum(4 * one.dimension + 16 for one in vectors) + TEXT_BYTES * text + _ROW_BYTES

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import bulk, saves, scale
+from benchmarks import bulk, saves, scale, vectors
 from benchmarks.harness import Figure, save
 
 SUITE = {
@@ -19,6 +19,11 @@ SUITE = {
     "million": scale.million,
     "bulk": bulk.bulk,
     "overlap": bulk.overlap,
+    "global": vectors.everywhere,
+    "agents": vectors.agents,
+    "batch": vectors.batch,
+    "pairs": vectors.pairs,
+    "hybrid": vectors.hybrid,
 }
 
 

@@ -39,6 +39,7 @@ Include = Literal["text", "metadata", "vectors"]
 
 MAX_ID_CHARS = 1_024
 _TERM_ROWS = 100_000
+_FEW = 32
 _EMBED_ROWS = 4_096
 """Texts that an embedder gets at once."""
 _INCLUDED = ("text", "metadata", "vectors")
@@ -393,7 +394,10 @@ class Rows:
             for column in schema.columns
         }
         table = pa.table(arrays)
-        table = table.add_column(0, "_key", schema.encode_keys(table))
+        # For a few rows Arrow's own cost is the greater one.
+        few = len(self.ids) <= _FEW
+        keys = pa.array(map(schema.encode_key, self.ids.to_pylist())) if few else schema.encode_keys(table)
+        table = table.add_column(0, "_key", keys)
         return table.append_column(pa.field("_terms", pa.list_(pa.string())), terms)
 
 

@@ -170,6 +170,9 @@ class Follower:
             # What a new cold version took over, and what a hot-only table deleted, left the hot tier without a trace.
             everything = version != self._version or entry.schema.hot_only
             written = entry.hot.written(view.connection, -1 if everything else self._last_id)
+            if not everything and self._is_missing_rows(view, entry, written):
+                everything = True
+                written = entry.hot.written(view.connection, -1)
             lost = self._lost(written) if everything else {}
             if self._part == "all" and version != self._version:
                 self._follow_cold(entry, plan, version, {one.key for one in written}, lost, step)
@@ -186,6 +189,17 @@ class Follower:
                 entry.schema.column(name)
             self._compiled = entry.schema, Plan.of(self._condition, entry)
         return self._compiled[1]
+
+    def _is_missing_rows(self, view: View, entry: TableEntry, written: Sequence[Written]) -> bool:
+        """Whether hot rows left without a trace although the cold version is the same: deleted, and their tombstones flushed."""
+        oldest = entry.hot.oldest_number(view.connection)
+        rewritten = {one.key for one in written}
+        for number, (slot, _) in self._hot.items():  # in the order of the numbers
+            if oldest is not None and number >= oldest:
+                return False
+            if self._keys[slot] not in rewritten:
+                return True
+        return False
 
     def _lost(self, written: Sequence[Written]) -> dict[int, int]:
         """Return write number -> slot of hot rows that are no longer there, or are there with other content."""

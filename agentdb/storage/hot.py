@@ -415,6 +415,11 @@ class HotTable:
         found = connection.execute(f"SELECT _seq FROM {self.rows} ORDER BY id LIMIT 1").fetchone()
         return None if found is None else int(found[0])
 
+    def oldest_number(self, connection: apsw.Connection) -> int | None:
+        """Return the lowest write number that waits here."""
+        found = connection.execute(f"SELECT min(id) FROM {self.rows}").fetchone()
+        return None if found is None else found[0]
+
     def statistics(self, connection: apsw.Connection) -> Statistics:
         """Return how much waits here."""
         rows, size = connection.execute(f"SELECT count(*), coalesce(sum(length(row)), 0) FROM {self.rows}").fetchone()  # type: ignore[misc]

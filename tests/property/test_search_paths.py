@@ -97,6 +97,11 @@ class _Held:
                 self._upsert({f"s{i:03d}": bulk for i in range(30)})
 
     def _upsert(self, given: dict[str, Any]) -> None:
+        if self.metric == "cosine":  # for which a zero vector is refused
+            given = {
+                key: {**row, "vector": row["vector"] if any(row["vector"] or ()) else None}
+                for key, row in given.items()
+            }
         # A batch has one shape: with vectors, or without.
         for has_vector in (False, True):
             part = {key: row for key, row in given.items() if (row["vector"] is not None) is has_vector}

@@ -272,6 +272,27 @@ def test_another_process_is_seen_at_once(db_path: Path, db: agentdb.Database, wa
         writer.stdout.close()
 
 
+@pytest.mark.parametrize("condition", [None, field("tag") == "z"])
+def test_a_row_that_comes_and_goes_between_two_flushes(db: agentdb.Database, condition: Any, monkeypatch: Any) -> None:
+    """A flush of nothing but its tombstone makes no new version, and leaves no trace of it in the hot tier."""
+    monkeypatch.setattr(search_module, "SCAN_BYTES", 1 << 30)
+    held = Held(db, "cosine", None)
+    vector = held.query()
+
+    def found() -> list[str]:
+        return [hit.id for hit in held.searcher.search(vector, 1, filter=condition)]
+
+    before = found()
+    for _ in range(2):
+        held.collection.upsert(["guest", "other"], vectors=np.stack([vector, -vector]), metadata=[{"tag": "z"}] * 2)
+        assert found() == ["guest"]
+        held.collection.delete(["guest", "other"])
+        db.flush()
+        assert found() == before
+    held.collection.upsert(["guest"], vectors=vector[None], metadata=[{"tag": "z"}])
+    assert found() == ["guest"]
+
+
 @pytest.mark.parametrize("way", ["index", "resident"])
 def test_searches_while_others_write(db: agentdb.Database, way: str, monkeypatch: Any) -> None:
     """What a thread has written it finds; what it has deleted it never does, whatever other threads move on meanwhile."""

@@ -283,7 +283,7 @@ class Searcher:
         choose: Callable[[_Ranked, Asked, Request, _Sources], _Ranked] | None = None,
     ) -> tuple[list[list[Hit]], tuple[SignalPlan, ...], Request, int]:
         """Return the hits of each query, how they were found, and how many candidates there were."""
-        queries = queries if isinstance(queries, np.ndarray) else _listed(queries)
+        queries = _listed(queries)
         request = None
         for attempt in range(_ATTEMPTS):
             definition = self._definition()
@@ -605,7 +605,8 @@ class _BehindError(Exception):
 
 
 def _listed(queries: Any) -> list[Any]:
-    if isinstance(queries, str | bytes | Mapping | Query) or not isinstance(queries, Iterable):
+    is_alone = isinstance(queries, str | bytes | Mapping | Query) or getattr(queries, "ndim", 1) == 0
+    if is_alone or not isinstance(queries, Iterable):
         raise InvalidInputError(f"queries must be a list of queries or a matrix, not {type(queries).__name__}")
     return list(queries)
 
@@ -711,10 +712,10 @@ def _cut(ranked: _Ranked, request: Request) -> _Ranked:
 
 
 def _page(ranked: _Ranked, request: Request) -> _Ranked:
-    enough = len(ranked.keys)
+    kept = np.arange(len(ranked.keys))
     if request.min_score is not None:
-        enough = int(np.count_nonzero(ranked.scores >= request.min_score))
-    return ranked.take(np.arange(request.offset, min(request.wanted, enough)))
+        kept = np.flatnonzero(ranked.scores >= request.min_score)
+    return ranked.take(kept[request.offset : request.wanted])
 
 
 def _hits(

@@ -247,6 +247,9 @@ def test_maximal_marginal_relevance(search: Searcher) -> None:
         found = search.max_marginal_relevance(query, 4, 5, weight)
         assert ids(found) == [pool[i].id for i in chosen]
     assert ids(search.max_marginal_relevance("the cat", 2, 5, 1.0)) == ids(pool[:2])
+    floor = pool[1].score
+    good = [hit.id for hit in search.max_marginal_relevance("the cat", 5, 5, 0.0) if hit.score >= floor]
+    assert ids(search.max_marginal_relevance("the cat", 5, 5, 0.0, min_score=floor)) == good
 
 
 # --- rerankers --------------------------------------------------------------------------------------------------------
@@ -484,7 +487,7 @@ def test_an_unknown_argument_is_a_type_error(search: Searcher) -> None:
         search.search("x", colour="red")  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("queries", ["a text", b"x", {"a": 1}, None, 3, Query(text="x")])
+@pytest.mark.parametrize("queries", ["a text", b"x", {"a": 1}, None, 3, Query(text="x"), np.array(1.0)])
 def test_queries_must_be_a_list(search: Searcher, queries: Any) -> None:
     with pytest.raises(InvalidInputError, match="queries must be"):
         search.search_many(queries)

@@ -24,6 +24,7 @@ from agentdb.filters import And, Compare, Exists, Filter, IsNull, Not, Or, Path,
 from agentdb.storage.cold import ColumnFill
 from agentdb.storage.table import Table
 from agentdb.types import OnProgress, Progress, Row
+from agentdb.vectors.analysis import ANALYSIS, encode_terms
 from agentdb.vectors.definition import Definition, PromotedColumn, PromotedType, Reembedding, StoredVector
 from agentdb.vectors.rows import embed_columns
 from agentdb.vectors.store import DefinitionStore
@@ -366,6 +367,22 @@ def shed(store: DefinitionStore, table: Table) -> Generator[int, None, None]:
             yield from _rewrite_all(store, table, held, change)
 
 
+# --- another analysis of texts ------------------------------------------------------------------------------------------
+
+
+def analyse_anew(store: DefinitionStore, table: Table) -> Generator[int, None, None]:
+    """Make the terms of all texts by this release's analysis, if they were made by another; yields rows."""
+
+    def change(_: Definition, row: Row) -> bool:
+        terms = encode_terms([row["text"]])[0].as_py()
+        is_other = terms != row["terms"]
+        row["terms"] = terms
+        return bool(is_other)
+
+    yield from _rewrite_all(store, table, Not(_is_null("text")), change)
+    store.change(lambda definition: definition.next(analysis=ANALYSIS))
+
+
 # --- in the background --------------------------------------------------------------------------------------------------
 
 
@@ -374,7 +391,7 @@ Asked = tuple[str, Path, PromotedType]
 
 
 class Upkeep:
-    """Ends what was begun and interrupted, and promotes metadata keys that are asked for often.
+    """Ends what was begun and interrupted, promotes metadata keys that are asked for often, and follows our text analysis.
 
     A key is promoted when this process has asked for ranges of it, or for parts of its text, `_OFTEN` times with operands of
     one type, the collection has at least `_WORTH_ROWS` rows, and all values of a sample of `_SAMPLE` rows that have the key
@@ -423,6 +440,8 @@ class Upkeep:
         work = {one.column: fill(store, table, one) for one in definition.promoted if not one.is_ready}
         if definition.retired:
             work["retired"] = shed(store, table)
+        if definition.analysis != ANALYSIS:
+            work["terms"] = analyse_anew(store, table)
         for what, begun in work.items():
             steps = self._work.pop((table._id, what), begun)  # not there if it fails: it begins anew then
             for _ in steps:

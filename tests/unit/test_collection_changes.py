@@ -23,6 +23,7 @@ from agentdb import (
 )
 from agentdb import field as col
 from agentdb.vectors import evolution
+from agentdb.vectors.analysis import ANALYSIS
 
 QUIET = Config(maintenance=False, bulk_rows=64, bulk_bytes=1)
 
@@ -382,3 +383,21 @@ def test_what_cannot_be_reembedded_is_refused(db: Database) -> None:
     db.drop_collection("notes")
     with pytest.raises(NotFoundError):
         notes.reembed(Letters(6))
+
+
+# --- another analysis of texts ------------------------------------------------------------------------------------------
+
+
+def test_texts_that_another_release_analysed_are_analysed_again(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    step_through(monkeypatch)
+    notes = filled(db, 50)
+    notes.update(["00007"], texts=["running"])
+    for some in (["00007"], [f"{i:05}" for i in range(8, 50)]):
+        rows = notes._table.get_many(some)
+        notes._table.put_many([{**row, "terms": b""} for row in rows])
+        db.flush()
+    assert notes.search("run", mode="text") == []
+    notes._store.change(lambda definition: definition.next(analysis="another"))
+    db.optimize()
+    assert notes._store.read().analysis == ANALYSIS
+    assert [hit.id for hit in notes.search("run", mode="text")] == ["00007"]

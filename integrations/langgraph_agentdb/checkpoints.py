@@ -54,7 +54,7 @@ HEADS = TableSchema(
         pa.field("parent", pa.string()),
         # The newest checkpoint whose writes were moved to the table of superseded ones.
         pa.field("moved", pa.string(), nullable=False),
-        # series -> [last number, barrier, number in the newest checkpoint, its version]
+        # series -> [last number, barrier, where the newest checkpoint's content is: see _Ref]
         pa.field("series", pa.binary(), nullable=False),
     ],
     key=_SCOPE,
@@ -66,7 +66,7 @@ ROWS = TableSchema(
         *_ID_FIELDS,
         pa.field("parent", pa.string()),
         pa.field("run_id", pa.string()),
-        # [series -> [number, version], channels whose value is rebuilt from the writes of ancestors]
+        # [series -> _Ref, channels whose value is rebuilt from the writes of ancestors]
         pa.field("contents", pa.binary(), nullable=False),
     ],
     key=_ID,
@@ -86,7 +86,9 @@ PENDING = TableSchema(
     "_langgraph_pending",
     [
         *_ID_FIELDS,
+        # "": of all tasks, until that is much; the others then have rows of their own, and "has_more" says so.
         pa.field("task_id", pa.string(), nullable=False),
+        pa.field("has_more", pa.bool_(), nullable=False),
         pa.field("writes", pa.large_binary(), nullable=False),
     ],
     key=(*_ID, "task_id"),
@@ -109,10 +111,23 @@ _COPY_ROWS = 256
 _STEPS_BY_KEY = 16
 """So many ancestors are read one by one; who goes back further reads the whole thread's at once."""
 _ATTEMPTS = 100
-_ZSTD_LEVEL = 3
+_INLINE_BYTES = 128
+"""Contents up to here lie beside the checkpoint: most channels are flags of LangGraph's own that come and go."""
+_SHARED_BYTES = 16 << 10
+_RAW, _ZSTD = b"\x00", b"\x01"
+_ZSTD_LEVEL = 1
+_MIN_ZSTD_BYTES = 1024
 _MAX_WRITES_BYTES = 1 << 31
 
 Version = str | int | float | None
+
+
+class _Ref(NamedTuple):
+    """Where a content is: under a number of its series, or here."""
+
+    number: int
+    version: Version
+    inline: bytes | None = None
 
 
 class Place(NamedTuple):
@@ -170,7 +185,7 @@ class _Entry(NamedTuple):
 
     parent: str | None
     run_id: str | None
-    contents: dict[str, tuple[int, Version]]
+    contents: dict[str, _Ref]
     needs: list[str]
 
 
@@ -217,38 +232,47 @@ class Checkpoints:
             ConflictError: refused so; another worker has gone on with the thread.
             StorageError: a turn to write did not come in time (retryable), or storing failed.
         """
-        body = DeltaTable.cells(new.body)
-        fresh = {f"{_CHANNEL}{name}": (version, DeltaTable.cells(raw)) for name, (version, raw) in new.fresh.items()}
-        made: dict[str, tuple[Version, Row]] = {}
+        fresh: dict[str, tuple[Version, Row]] = {_BODY: (None, DeltaTable.cells(new.body))}
+        inline: dict[str, _Ref] = {}
+
+        def add(name: str, version: Version, content: bytes) -> None:
+            series = f"{_CHANNEL}{name}"
+            if len(content) <= _INLINE_BYTES:
+                inline[series] = _Ref(0, version, content)
+            else:
+                fresh[series] = (version, DeltaTable.cells(content))
+
+        for name, (version, content) in new.fresh.items():
+            add(name, version, content)
         for _ in range(_ATTEMPTS):
             generation, parents = self._contents_of(place, new.parent) if new.known else (None, {})
-            shared: dict[str, tuple[int, Version]] = {}
+            shared: dict[str, _Ref] = {}
             for name, version in new.known.items():
                 series = f"{_CHANNEL}{name}"
                 found = parents.get(series)
-                if found is not None and found[1] == version and type(found[1]) is type(version):
+                if found is not None and found.version == version and type(found.version) is type(version):
                     shared[series] = found
-                elif series not in made and (raw := new.content(name)) is not None:
-                    made[series] = (version, DeltaTable.cells(raw))
-            cells = {_BODY: (None, body), **fresh, **{name: one for name, one in made.items() if name not in shared}}
+                elif series not in fresh and series not in inline and (made := new.content(name)) is not None:
+                    add(name, version, made)
+            cells = {name: one for name, one in fresh.items() if name not in shared}
+            refs = {**inline, **shared}
             if self._db.transact(
-                lambda: self._put(place, new, cells, shared, generation if shared else None, is_fenced=is_fenced)  # noqa: B023
+                lambda: self._put(place, new, cells, refs, generation if shared else None, is_fenced=is_fenced)  # noqa: B023
             ):
                 return
         raise ConflictError("checkpoints of this thread are removed faster than a new one can be stored")
 
-    def _contents_of(
-        self, place: Place, checkpoint_id: str | None
-    ) -> tuple[int | None, dict[str, tuple[int, Version]]]:
+    def _contents_of(self, place: Place, checkpoint_id: str | None) -> tuple[int | None, dict[str, _Ref]]:
         """Return where the values of a checkpoint are, and the generation of the thread in which they are there."""
         if checkpoint_id is None:
             return None, {}
+        head = self._heads.get(place)
+        if head is not None and head["newest"] == checkpoint_id:
+            return head["generation"], _newest_contents(head)
         with self._db.snapshot():
             head = self._heads.get(place)
             if head is None:
                 return None, {}
-            if head["newest"] == checkpoint_id:
-                return head["generation"], _newest_contents(head)
             row = self._rows.get((*place, checkpoint_id))
         return head["generation"], {} if row is None else _entry(row).contents
 
@@ -257,7 +281,7 @@ class Checkpoints:
         place: Place,
         new: NewCheckpoint,
         cells: Mapping[str, tuple[Version, Row]],
-        shared: Mapping[str, tuple[int, Version]],
+        refs: Mapping[str, _Ref],
         generation: int | None,
         *,
         is_fenced: bool,
@@ -275,12 +299,12 @@ class Checkpoints:
             series: dict[str, list[Any]] = {}
         else:
             series = _unpack(head["series"])
-        contents = dict(shared)
+        contents = dict(refs)
         values = []
         for name, (version, row) in cells.items():
-            known = series.setdefault(name, [head["counter"] << 32, 0, None, None])
+            known = series.setdefault(name, [head["counter"] << 32, 0, None])
             known[0] += 1
-            contents[name] = (known[0], version)
+            contents[name] = _Ref(known[0], version)
             values.append({**place._asdict(), "series": name, "number": known[0], **row})
         self._values.table.put_many(values)
         self._rows.put(
@@ -301,19 +325,21 @@ class Checkpoints:
 
     def put_writes(self, place: Place, checkpoint_id: str, task_id: str, writes: Sequence[Write]) -> None:
         """Store writes of a task, durable when this returns: of equal indices the first stays, of negative ones the last."""
-        key = (*place, checkpoint_id, task_id)
+        scope = {**place._asdict(), "checkpoint_id": checkpoint_id}
 
         def work() -> None:
-            row = self._pending.get(key)
-            merged = _merged(_decode_writes(row["writes"]) if row is not None else [], writes)
-            self._pending.put(
-                {
-                    **place._asdict(),
-                    "checkpoint_id": checkpoint_id,
-                    "task_id": task_id,
-                    "writes": _encode_writes(merged),
-                }
-            )
+            shared = self._pending.get((*place, checkpoint_id, ""))
+            known = _decode_writes(shared["writes"]) if shared is not None else []
+            if shared is None or len(shared["writes"]) < _SHARED_BYTES or any(one.task_id == task_id for one in known):
+                merged = _encode_writes(_merged(known, writes))
+                has_more = shared is not None and shared["has_more"]
+                self._pending.put({**scope, "task_id": "", "has_more": has_more, "writes": merged})
+                return
+            own = self._pending.get((*place, checkpoint_id, task_id))
+            merged = _encode_writes(_merged(_decode_writes(own["writes"]) if own is not None else [], writes))
+            self._pending.put({**scope, "task_id": task_id, "has_more": False, "writes": merged})
+            if not shared["has_more"]:
+                self._pending.put({**shared, "has_more": True})
 
         if writes:
             self._db.transact(work)
@@ -326,12 +352,16 @@ class Checkpoints:
         for row in self._writes.get_many(keys) if keys else []:
             if row is not None:
                 found[row["checkpoint_id"]] = _decode_writes(row["writes"])
-        condition = _scope(*place) if len(ids) > 1 else _scope(*place, *ids)
-        for row in self._pending.scan(condition):
-            if row["checkpoint_id"] in found:
-                known = found[row["checkpoint_id"]]
-                found[row["checkpoint_id"]] = _merged(known, _decode_writes(row["writes"]))
+        for row in self._pending.get_many([(*place, one, "") for one in ids]):
+            if row is not None:
+                rows = self._pending_of(place, row["checkpoint_id"]) if row["has_more"] else [row]
+                for one in rows:
+                    known = found[row["checkpoint_id"]]
+                    found[row["checkpoint_id"]] = _merged(known, _decode_writes(one["writes"]))
         return {one: sorted(writes, key=lambda write: write[:3]) for one, writes in found.items()}
+
+    def _pending_of(self, place: Place, checkpoint_id: str) -> list[Row]:
+        return list(self._pending.scan(_scope(*place, checkpoint_id)))
 
     def _sweep(self, _: float) -> bool:
         """Move writes of checkpoints that have been superseded out of SQLite; True while there are more in this round."""
@@ -345,34 +375,31 @@ class Checkpoints:
                 | (same_thread & (field("checkpoint_ns") > checkpoint_ns))
                 | (same_ns & (field("checkpoint_id") > checkpoint_id))
             )
-        order = list(PENDING.key)
+        order = list(_ID)
         found = list(self._pending.scan(condition, order_by=order, limit=_SWEEP_ROWS, columns=order))
-        places: dict[Place, dict[str, list[str]]] = {}
+        places: dict[Place, set[str]] = {}
         for row in found:
-            tasks = places.setdefault(Place(row["thread_id"], row["checkpoint_ns"]), {})
-            tasks.setdefault(row["checkpoint_id"], []).append(row["task_id"])
-        for place, tasks in places.items():
-            self._db.transact(lambda place=place, tasks=tasks: self._move_writes(place, tasks))  # type: ignore[misc]
-        # Tasks of the last checkpoint that the page cut off are found in the next round.
+            places.setdefault(Place(row["thread_id"], row["checkpoint_ns"]), set()).add(row["checkpoint_id"])
+        for place, ids in places.items():
+            self._db.transact(lambda place=place, ids=ids: self._move_writes(place, ids))  # type: ignore[misc]
         last = found[-1] if len(found) == _SWEEP_ROWS else None
         self._sweep_after = None if last is None else (last["thread_id"], last["checkpoint_ns"], last["checkpoint_id"])
         return last is not None
 
-    def _move_writes(self, place: Place, tasks: Mapping[str, Sequence[str]]) -> None:
+    def _move_writes(self, place: Place, ids: Iterable[str]) -> None:
         head = self._heads.get(place)
-        superseded = sorted(one for one in tasks if head is not None and one < head["newest"])
+        superseded = sorted(one for one in ids if head is not None and one < head["newest"])
         if head is None or not superseded:
             return
         known = self._writes.get_many([(*place, one) for one in superseded])
         moved = []
         for checkpoint_id, row in zip(superseded, known, strict=True):
-            keys = [(*place, checkpoint_id, task_id) for task_id in tasks[checkpoint_id]]
             writes = _decode_writes(row["writes"]) if row is not None else []
-            for pending in self._pending.get_many(keys):
-                if pending is not None:
-                    writes = _merged(writes, _decode_writes(pending["writes"]))
+            rows = self._pending_of(place, checkpoint_id)
+            for pending in rows:
+                writes = _merged(writes, _decode_writes(pending["writes"]))
             moved.append({**place._asdict(), "checkpoint_id": checkpoint_id, "writes": _encode_writes(writes)})
-            self._pending.delete_many(keys)
+            self._pending.delete_many([(*place, checkpoint_id, pending["task_id"]) for pending in rows])
         self._writes.put_many(moved)
         self._heads.put({**head, "moved": max(head["moved"], superseded[-1])})
 
@@ -397,14 +424,21 @@ class Checkpoints:
         values = {name[len(_CHANNEL) :]: content for name, content in found.items()}
         return StoredCheckpoint(place, checkpoint_id, parent, body, values, writes)
 
-    def _read(self, place: Place, contents: Sequence[Mapping[str, tuple[int, Version]]]) -> list[dict[str, bytes]]:
+    def _read(self, place: Place, contents: Sequence[Mapping[str, _Ref]]) -> list[dict[str, bytes]]:
         """Return the contents of several checkpoints of one place, each read once; inside a snapshot."""
-        keys = list(dict.fromkeys((*place, name, number) for one in contents for name, (number, _) in one.items()))
-        rows = self._values.table.get_many(keys)
+        refs = {(*place, name, ref.number) for one in contents for name, ref in one.items() if ref.inline is None}
+        keys = sorted(refs)
+        rows = self._values.table.get_many(keys) if keys else []
         if None in rows:
             raise IntegrityError("a value that a checkpoint refers to is missing")
         by_key = dict(zip(keys, self._values.contents(rows), strict=True))
-        return [{name: by_key[*place, name, number] for name, (number, _) in one.items()} for one in contents]
+        return [
+            {
+                name: ref.inline if ref.inline is not None else by_key[*place, name, ref.number]
+                for name, ref in one.items()
+            }
+            for one in contents
+        ]
 
     def find(
         self,
@@ -585,7 +619,7 @@ class Checkpoints:
         if not gone:
             return
         series = _unpack(head["series"])
-        used = {(name, number) for one in left for name, (number, _) in entries[one].contents.items()}
+        used = {(name, ref.number) for one in left for name, ref in entries[one].contents.items()}
         infos: dict[str, list[FrameInfo]] = {}
         for row in self._values.table.scan(_scope(*place), columns=["series", "number", "size_bytes", "base"]):
             infos.setdefault(row["series"], []).append(FrameInfo(row["number"], row["size_bytes"], row["base"]))
@@ -631,10 +665,9 @@ class Checkpoints:
                     name: [
                         last + shift,
                         barrier + shift if barrier else 0,
-                        None if now is None else now + shift,
-                        version,
+                        None if ref is None else _moved(_Ref(*ref), shift),
                     ]
-                    for name, (last, barrier, now, version) in _unpack(head["series"]).items()
+                    for name, (last, barrier, ref) in _unpack(head["series"]).items()
                 }
                 self._heads.put(
                     {**head, "thread_id": target, "counter": counter, "generation": counter, "series": _pack(series)}
@@ -665,16 +698,16 @@ def _unpack(blob: bytes) -> Any:
 
 def _entry(row: Row) -> _Entry:
     contents, needs = _unpack(row["contents"])
-    return _Entry(row["parent"], row["run_id"], {name: (one[0], one[1]) for name, one in contents.items()}, needs)
+    return _Entry(row["parent"], row["run_id"], {name: _Ref(*one) for name, one in contents.items()}, needs)
 
 
-def _values_only(contents: Mapping[str, tuple[int, Version]]) -> dict[str, tuple[int, Version]]:
+def _values_only(contents: Mapping[str, _Ref]) -> dict[str, _Ref]:
     return {name: one for name, one in contents.items() if name != _BODY}
 
 
-def _newest_contents(head: Row) -> dict[str, tuple[int, Version]]:
+def _newest_contents(head: Row) -> dict[str, _Ref]:
     series = _unpack(head["series"])
-    return {name: (number, version) for name, (_, _, number, version) in series.items() if number is not None}
+    return {name: _Ref(*ref) for name, (_, _, ref) in series.items() if ref is not None}
 
 
 def _set_newest(
@@ -682,11 +715,13 @@ def _set_newest(
     series: dict[str, Any],
     checkpoint_id: str,
     parent: str | None,
-    contents: Mapping[str, tuple[int, Version]],
+    contents: Mapping[str, _Ref],
 ) -> None:
     head["newest"], head["parent"] = checkpoint_id, parent
+    for name in contents.keys() - series.keys():
+        series[name] = [head["counter"] << 32, 0, None]
     for name, known in series.items():
-        known[2:] = contents.get(name, (None, None))
+        known[2] = contents.get(name)
 
 
 def _needed(entries: Mapping[str, _Entry], staying: Iterable[str]) -> set[str]:
@@ -706,8 +741,12 @@ def _needed(entries: Mapping[str, _Entry], staying: Iterable[str]) -> set[str]:
 
 def _shifted(row: Row, thread_id: str, shift: int) -> Row:
     entry = _entry(row)
-    contents = {name: (number + shift, version) for name, (number, version) in entry.contents.items()}
+    contents = {name: _moved(ref, shift) for name, ref in entry.contents.items()}
     return {**row, "thread_id": thread_id, "contents": _pack([contents, entry.needs])}
+
+
+def _moved(ref: _Ref, shift: int) -> _Ref:
+    return ref if ref.inline is not None else ref._replace(number=ref.number + shift)
 
 
 def _pages(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -731,13 +770,17 @@ def _merged(old: Sequence[Write], new: Sequence[Write]) -> list[Write]:
 
 
 def _encode_writes(writes: Sequence[Write]) -> bytes:
-    return zstandard.compress(_pack([list(one) for one in writes]), _ZSTD_LEVEL)
+    raw = _pack([list(one) for one in writes])
+    return _RAW + raw if len(raw) < _MIN_ZSTD_BYTES else _ZSTD + zstandard.compress(raw, _ZSTD_LEVEL)
 
 
 def _decode_writes(blob: bytes) -> list[Write]:
     try:
-        if zstandard.get_frame_parameters(blob).content_size > _MAX_WRITES_BYTES:
-            raise IntegrityError("stored writes claim an impossible size")
-        return [Write(*one) for one in _unpack(zstandard.decompress(blob))]
+        raw = blob[1:]
+        if blob[:1] == _ZSTD:
+            if zstandard.get_frame_parameters(raw).content_size > _MAX_WRITES_BYTES:
+                raise IntegrityError("stored writes claim an impossible size")
+            raw = zstandard.decompress(raw)
+        return [Write(*one) for one in _unpack(raw)]
     except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
         raise IntegrityError("stored writes cannot be decoded") from error

@@ -12,7 +12,6 @@ import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -293,7 +292,8 @@ class ColdWriter:
             LockedError: an index of this table is being built already, here or in another process.
             StorageError: Lance or the disk failed; nothing is changed.
         """
-        core, report = self._core, _Report(column, stop, on_progress)
+        core = self._core
+        stages = _Stages(column, stop, on_progress)
         with core.index_lock(table_id).held(0.0, f"the index of table {name}"):
             with core.reading() as view:
                 entry = view.entry(table_id, name)
@@ -301,24 +301,31 @@ class ColdWriter:
             definition.check(entry.schema, column)
             if not version:
                 return False
-            segment, published = core.cold.new_segment(entry.dataset, version), False
+            segment = core.cold.new_segment(entry.dataset, version)
+            # From the moment on when it is offered, its files may be the published ones, whatever is raised.
+            kept = False
             try:
+                if not stages.next("build"):
+                    return False
                 with cold_errors(f"indexing {entry.dataset}"):
-                    segment.build(column, definition, report)
-                report.check()  # a small index may be complete before its progress is looked at
+                    segment.build(column, definition)
+                if not stages.next("write"):
+                    return False
                 # Most bytes reach the disk, and are read for their digests, before anybody waits for the cold lock.
                 facts = make_durable(core.cold.path(entry.dataset), segment.files)
-                published = self._add_segment(entry, segment, column, definition, facts)
-            except _StoppedError:
-                return False
+                if not stages.next("publish"):
+                    return False
+                kept = True
+                kept = self._add_segment(entry, segment, column, definition, facts)
             except AgentDBError:
-                report.check()
                 if self._is_there(entry, segment):
                     raise
+                return False
             finally:
-                if not published:
+                if not kept:
                     segment.discard()
-            return published
+            stages.next("done")
+            return kept
 
     def _add_segment(
         self,
@@ -466,35 +473,24 @@ class ColdWriter:
             self._core.cold.remove(dataset)
 
 
-class _StoppedError(Exception):
-    """Ends an index build from inside its progress report."""
+class _Stages:
+    """Tells how far an index build is, and whether it is to go on.
 
+    Lance reports its progress within a stage too, but a build that does so may never end (seen in 14.0.2).
+    """
 
-class _Report:
-    """Hands the progress of a build on, and ends it when it is to stop."""
+    _NAMES = ("build", "write", "publish", "done")
 
     def __init__(self, column: str, stop: threading.Event | None, on_progress: OnProgress | None) -> None:
         self._column = column
         self._stop = stop
         self._on_progress = on_progress
-        self.error: BaseException | None = None
 
-    def check(self) -> None:
-        """Raise what the caller's own report raised, or if the build is to stop."""
-        if self.error is not None:
-            raise self.error
-        if self._stop is not None and self._stop.is_set():
-            raise _StoppedError
-
-    def __call__(self, event: Any) -> None:
-        self.check()
+    def next(self, name: str) -> bool:
+        """Report that a stage begins; whether it may."""
         if self._on_progress is not None:
-            stage = f"index {self._column}: {event.stage}"
-            try:
-                self._on_progress(Progress(stage, int(event.completed or 0), int(event.total or 0)))
-            except BaseException as error:
-                self.error = error
-                raise
+            self._on_progress(Progress(f"index {self._column}: {name}", self._NAMES.index(name), 3))
+        return self._stop is None or not self._stop.is_set()
 
 
 def _most_rows(definition: IndexDefinition) -> int:

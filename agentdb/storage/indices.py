@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -176,11 +176,11 @@ class Segment:
         self.fragments = frozenset(int(one.fragment_id) for one in handle.get_fragments())
         """What it covers. As long as all of them are there, it can be published."""
 
-    def build(self, column: str, definition: IndexDefinition, report: Callable[[Any], None]) -> None:
-        """Write the files; what ``report`` raises ends that. Lance's errors come as they are."""
+    def build(self, column: str, definition: IndexDefinition) -> None:
+        """Write the files. Lance's errors come as they are."""
         parameters: dict[str, Any] = dict(definition.parameters)
         if definition.metric is not None:
-            parameters.update(metric=definition.metric, progress_callback=report)
+            parameters["metric"] = definition.metric
         partitions = parameters.get("num_partitions", 0)
         if partitions > _FLAT_PARTITIONS:
             # With fewer vectors for each, Lance's hierarchical k-means may never end (seen in 14.0.2).

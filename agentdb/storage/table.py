@@ -858,8 +858,8 @@ class Table:
         Args:
             column: a vector column, or a text column that is neither a key nor indexed.
             definition: which index.
-            stop: ends the build when it is set.
-            on_progress: called from time to time; what it raises ends the build and is raised here.
+            stop: when it is set, the build ends after its current stage; the first takes nearly all the time.
+            on_progress: called before each stage; what it raises ends the build and is raised here.
 
         Returns:
             False if there is no cold row, ``stop`` was set, the table was dropped, or an erasure overtook the build.

@@ -249,21 +249,29 @@ def holds(db, content: bytes) -> bool:
     return any(content in path.read_bytes() for path in (db.path / "lance").rglob("*") if path.is_file())
 
 
-def test_a_build_can_be_stopped_and_cancelled(db, table):
+def test_a_build_can_be_stopped_and_cancelled_at_each_stage(db, table):
     stop = threading.Event()
     stop.set()
     assert not table.build_index("vector", FLAT, stop=stop)
-    stop.clear()
-    assert not table.build_index("vector", FLAT, stop=stop, on_progress=lambda _: stop.set())
+    for stage in ("build", "write", "publish"):
 
-    def cancel(progress) -> None:
-        assert progress.stage.startswith("index vector: ")
-        raise RuntimeError("enough")
+        def cancel(progress, stage=stage) -> None:
+            if progress.stage == f"index vector: {stage}":
+                raise RuntimeError(stage)
 
-    with pytest.raises(RuntimeError, match="enough"):
-        table.build_index("vector", FLAT, on_progress=cancel)
+        def halt(progress, stage=stage) -> None:
+            if progress.stage == f"index vector: {stage}":
+                stop.set()
+
+        with pytest.raises(RuntimeError, match=stage):
+            table.build_index("vector", FLAT, on_progress=cancel)
+        stop.clear()
+        assert not table.build_index("vector", FLAT, stop=stop, on_progress=halt)
     assert table.index_info("vector") is None
-    assert table.build_index("vector", FLAT)
+    assert len(list((db.path / "lance" / "docs.lance" / "_indices").iterdir())) == 3
+    seen = []
+    assert table.build_index("vector", FLAT, on_progress=lambda one: seen.append((one.done, one.total)))
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 def test_more_partitions_than_the_vectors_fill(db):

@@ -284,9 +284,13 @@ class Maintenance:
             entries = [one for one in view.catalogue.by_name.values() if not one.schema.hot_only]
         total = len(entries) + 1
         for done, entry in enumerate(entries):
-            if on_progress is not None:
-                on_progress(Progress(f"optimize {entry.name}", done, total))
-            self._optimize_table(entry)
+
+            def report(done: int = done, name: str = entry.name) -> None:
+                if on_progress is not None:
+                    on_progress(Progress(f"optimize {name}", done, total))
+
+            report()
+            self._optimize_table(entry, report)
         if on_progress is not None:
             on_progress(Progress("optimize database", total - 1, total))
         for _, job in self._current_jobs():
@@ -300,15 +304,35 @@ class Maintenance:
         if on_progress is not None:
             on_progress(Progress("optimize database", total, total))
 
-    def _optimize_table(self, entry: TableEntry) -> None:
+    def _optimize_table(self, entry: TableEntry, waits: Callable[[], None]) -> None:
         timeout_s = self._core.config.write_timeout_s
         try:
             self.flush_all(entry.name)
-            self._writer.compact(entry.id, entry.name, everything=True, timeout_s=timeout_s)
+            self._compact_fully(entry, waits)
             self._core.pins.publish()
             self._writer.clean(entry.id, entry.name, timeout_s=timeout_s)
         except NotFoundError:
             return  # dropped meanwhile
+
+    def _compact_fully(self, entry: TableEntry, waits: Callable[[], None]) -> None:
+        """Compact a table once none of its indices is being built, however long that takes."""
+        while True:
+            while self._is_being_indexed(entry):
+                waits()
+            try:
+                self._writer.compact(entry.id, entry.name, everything=True, timeout_s=self._core.config.write_timeout_s)
+                return
+            except LockedError:
+                if not self._is_being_indexed(entry):
+                    raise
+
+    def _is_being_indexed(self, entry: TableEntry) -> bool:
+        """Whether an index of a table is being built, here or in another process, after a moment's patience."""
+        lock, owner = self._core.index_lock(entry.id), object()
+        try:
+            return not lock.acquire(1.0, owner)
+        finally:
+            lock.withdraw(owner)
 
     def settle_erasures(self) -> None:
         """Take every open erasure as far as pins allow, and complete those of which nothing is left."""

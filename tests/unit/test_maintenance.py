@@ -557,3 +557,21 @@ def test_jobs_of_a_handle_end_with_it(db_path: Path) -> None:
             db.optimize()
         db.optimize()
     assert ran == ["second", "first"]
+
+
+def test_optimize_waits_for_an_index_that_is_being_built(tmp_path):
+    with agentdb.open(tmp_path / "db", config=Config(maintenance=False, write_timeout_s=0.2)) as db:
+        table = db.table(TableSchema("rows", [pa.field("id", pa.string())], key="id"))
+        table.put({"id": "a"})
+        builder, waits = object(), []
+        lock = db._core.index_lock(table._id)
+        assert lock.acquire(1.0, builder)
+
+        def report(progress):
+            waits.append(progress)
+            if len(waits) == 3:  # it has waited for longer than any lock is waited for
+                lock.withdraw(builder)
+
+        db.optimize(report)
+        assert db.stats().tables["rows"].cold_rows == 1
+        assert len(waits) >= 3

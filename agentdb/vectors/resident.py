@@ -266,7 +266,10 @@ class ResidentCache:
         self.budget_bytes = budget_bytes
         self._wanted_device = device
         self._mutex = threading.Lock()
-        self._segments: OrderedDict[tuple[_Name, frozenset[VectorColumn], bool], Segment] = OrderedDict()
+        self._segments: OrderedDict[_Name, list[Segment]] = OrderedDict()
+        self._bytes: dict[Segment, int] = {}
+        """What each took when it was last asked for: with a thousand scopes held, no search asks them all."""
+        self._total_bytes = 0
         self._cold_counts: OrderedDict[tuple[int, Filter | None], tuple[int, int]] = OrderedDict()
 
     def segment(
@@ -299,50 +302,57 @@ class ResidentCache:
             rows = rows or self._rows_at_most(table, scope, limit // _row_bytes(wanted, text=text))
             if rows * _row_bytes(wanted, text=text) > limit:
                 if held is not None and limit == self.budget_bytes:
-                    self._let_go(held)
+                    with self._mutex:
+                        self._forget(name)
                 return None
         else:
             rows = 0
         with self._mutex:
             held = self._held(name, wanted, text=text) or self._made(table, name, wanted, rows, text=text)
-            self._trim(held, max(rows * _row_bytes(held.vectors, text=held.text), held.nbytes))
+            self._note(held, max(rows * _row_bytes(held.vectors, text=held.text), held.nbytes))
+            self._trim(held, name)
             return held
 
     def _held(self, name: _Name, vectors: frozenset[VectorColumn], *, text: bool) -> Segment | None:
-        for key, one in self._segments.items():
-            if key[0] == name and vectors <= one.vectors and text <= one.text:
-                self._segments.move_to_end(key)
+        for one in self._segments.get(name, ()):
+            if vectors <= one.vectors and text <= one.text:
+                self._segments.move_to_end(name)
                 return one
         return None
 
     def _made(self, table: Table, name: _Name, vectors: frozenset[VectorColumn], rows: int, *, text: bool) -> Segment:
-        mine = [key for key in self._segments if key[0] == name]
-        both = vectors.union(*(key[1] for key in mine))
-        both_text = text or any(key[2] for key in mine)
+        mine = self._segments.get(name, [])
+        both = vectors.union(*(one.vectors for one in mine))
+        both_text = text or any(one.text for one in mine)
         if rows * _row_bytes(both, text=both_text) <= self.budget_bytes:
             # One with all columns takes the place of those with some: rows are not held twice.
-            for key in mine:
-                del self._segments[key]
+            self._forget(name)
             vectors, text = both, both_text
         device = cuda_device(self._wanted_device) if vectors else None
         made = Segment(table, scope=name.scope, vectors=tuple(vectors), text=text, part=name.part, device=device)
-        self._segments[name, vectors, text] = made
+        self._segments.setdefault(name, []).append(made)
+        self._segments.move_to_end(name)
         return made
 
-    def _let_go(self, segment: Segment) -> None:
-        with self._mutex:
-            for key in [key for key, one in self._segments.items() if one is segment]:
-                del self._segments[key]
+    def _note(self, segment: Segment, its_bytes: int) -> None:
+        self._total_bytes += its_bytes - self._bytes.get(segment, 0)
+        self._bytes[segment] = its_bytes
 
-    def _trim(self, kept: Segment, its_bytes: int) -> None:
-        """Let go of what was used longest ago; searches under way keep theirs to the end."""
-        total = its_bytes + sum(one.nbytes for one in self._segments.values() if one is not kept)
-        for key, one in list(self._segments.items()):
-            if total <= self.budget_bytes:
-                return
+    def _forget(self, name: _Name, kept: Segment | None = None) -> None:
+        """Let go of the segments of a name, but for one; searches under way keep theirs to the end."""
+        mine = self._segments.pop(name, [])
+        for one in mine:
             if one is not kept:
-                total -= one.nbytes
-                del self._segments[key]
+                self._total_bytes -= self._bytes.pop(one, 0)
+        if kept is not None and kept in mine:
+            self._segments[name] = [kept]
+
+    def _trim(self, kept: Segment, its_name: _Name) -> None:
+        """Let go of what was used longest ago."""
+        for name in list(self._segments) if self._total_bytes > self.budget_bytes else ():
+            if self._total_bytes <= self.budget_bytes:
+                return
+            self._forget(name, kept if name == its_name else None)
 
     def estimate_bytes(self, table: Table, *, scope: Filter | None, vectors: Sequence[VectorColumn], text: bool) -> int:
         """Return about how much a segment of these rows and columns would take, or more."""
@@ -370,21 +380,23 @@ class ResidentCache:
     def drop(self, table: Table) -> None:
         """Let go of everything of a table."""
         with self._mutex:
-            for key in [key for key in self._segments if key[0].table_id == table._id]:
-                del self._segments[key]
+            for name in [name for name in self._segments if name.table_id == table._id]:
+                self._forget(name)
 
     def clear(self) -> None:
         """Let go of everything."""
         with self._mutex:
-            self._segments.clear()
+            for name in list(self._segments):
+                self._forget(name)
             self._cold_counts.clear()
 
     def statistics(self) -> CacheStatistics:
         """Return what is held."""
         with self._mutex:
             segments = tuple(
-                SegmentStatistics(key[0].table, key[0].scope, key[0].part, one.live, one.nbytes)
-                for key, one in self._segments.items()
+                SegmentStatistics(name.table, name.scope, name.part, one.live, one.nbytes)
+                for name, mine in self._segments.items()
+                for one in mine
             )
         return CacheStatistics(sum(one.bytes for one in segments), self.budget_bytes, segments)
 

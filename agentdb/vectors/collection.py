@@ -494,7 +494,8 @@ class Collection:
         approximate index, once there is one. `explain_search` tells which it was, and why.
 
         Args:
-            query: a text, a vector `[D]`, tokens `[T, D]` for a ``multi`` vector, or a `Query` that has several of these.
+            query: a text, a vector `[D]`, tokens `[T, D]` for a ``multi`` vector, or a `Query` that has several of these. A
+                vector is rounded to the dtype of those that are stored.
             k: at least 1.
             filter: only rows that match. An equality in it that all rows must meet, such as an agent's id, is searched in
                 that agent's rows alone.

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import agentdb
-from agentdb import And, Config, Hit, NotFoundError, VectorSpec
+from agentdb import And, Config, Hit, IvfFlat, NotFoundError, VectorSpec
 from agentdb.filters import Filter, matches
 from agentdb.storage.schema import TableSchema
 from agentdb.testing.models import frozen
@@ -101,7 +101,7 @@ def holds(condition: Filter | None, row: dict[str, Any]) -> bool:
 
 
 def distance(metric: str, query: np.ndarray, row: np.ndarray) -> float:
-    left, right = query.astype(np.float64), row.astype(np.float64)
+    left, right = query.astype(row.dtype).astype(np.float64), row.astype(np.float64)
     if metric == "euclidean":
         return float(np.sqrt(((left - right) ** 2).sum()))
     if metric == "dot":
@@ -385,3 +385,56 @@ def test_another_process_finds_what_this_one_has_just_written(db_path: Path) -> 
             other.stdin.close()
             other.stdout.close()
             assert other.wait(60) == 0
+
+
+def test_index_builds_change_no_exact_answer(db_path: Path) -> None:
+    """Above the size from which indices are built, and with too little memory to hold the vectors."""
+    random = np.random.default_rng(0)
+    specs = {
+        "cos": VectorSpec(16),
+        "dot": VectorSpec(16, "dot", dtype="float16"),
+        "euclid": VectorSpec(16, "euclidean"),
+    }
+    rows: dict[str, np.ndarray] = {}
+    agents: dict[str, str] = {}
+    with agentdb.open(db_path, config=Config(maintenance=False, resident_bytes=64 << 10)) as db:
+        notes = db.collection("notes", vectors=specs)
+
+        def write(some: list[str]) -> None:
+            some = list(dict.fromkeys(some))
+            made = random.standard_normal((len(some), 16), dtype=np.float32)
+            rows.update(zip(some, made, strict=True))
+            agents.update((one, f"a{random.integers(40)}") for one in some)
+            notes.upsert(some, dict.fromkeys(specs, made), metadata=[{"agent": agents[one]} for one in some])
+
+        def check(*, is_indexed: bool) -> None:
+            for name, spec in specs.items():
+                query = random.standard_normal(16).astype(np.float32)
+                assert (notes._table.index_info(spec_column(name)) is not None) == is_indexed
+                for agent in (None, "a1"):
+                    condition = None if agent is None else agentdb.field("agent") == agent
+                    expected = {
+                        key: distance(spec.metric, query, one.astype(spec.dtype))
+                        for key, one in rows.items()
+                        if agent in (None, agents[key])
+                    }
+                    check_hits(notes.search(query, 10, vector_name=name, filter=condition, exact=True), expected, 10)
+
+        def spec_column(name: str) -> str:
+            return notes._store.read().vector(name).column
+
+        write([f"r{i}" for i in range(2_500)])
+        check(is_indexed=False)
+        for name in specs:
+            notes.set_index(IvfFlat(partitions=4, nprobes=1), vector_name=name)
+        for _ in range(2):
+            db.optimize()
+            check(is_indexed=True)
+            write([f"r{random.integers(3_000)}" for _ in range(200)])
+            notes.delete(gone := [one for one in rows if random.random() < 0.05])
+            for one in gone:
+                del rows[one]
+            check(is_indexed=True)
+            db.flush()
+            check(is_indexed=True)
+        assert db.verify().ok

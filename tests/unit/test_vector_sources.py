@@ -182,6 +182,32 @@ def test_diversity_and_groups_by_index(db: agentdb.Database, monkeypatch: pytest
     assert [[hit.id for hit in hits] for hits in found] == [[hit.id for hit in hits] for hits in expected]
 
 
+def test_what_a_caller_does_to_a_hit_stays_with_the_caller(db: agentdb.Database, monkeypatch: Any) -> None:
+    monkeypatch.setattr(search_module, "SCAN_BYTES", 1 << 30)
+    held = Held(db, "cosine", None)
+    query = held.query()
+    for _ in range(3):
+        hits = held.searcher.search(query, 5)
+        for hit in hits:
+            assert hit.metadata == held.rows[hit.id]["metadata"]
+            assert hit.text == held.rows[hit.id]["text"]
+            hit.metadata["mine"] = True  # type: ignore[index]
+    assert all(hit.text is None for hit in held.searcher.search(query, 5, include=("metadata",)))
+
+
+def test_payloads_in_memory_stay_within_their_limit(db: agentdb.Database, monkeypatch: Any) -> None:
+    monkeypatch.setattr(search_module, "SCAN_BYTES", 1 << 30)
+    held = Held(db, "cosine", None, budget=4 << 20)
+    rows = held.searcher._rows
+    limit = rows._limit_bytes
+    for _ in range(30):
+        for hit in held.searcher.search(held.query(), 50):
+            assert hit.text == held.rows[hit.id]["text"]
+        assert rows._bytes <= limit
+    assert rows._bytes > limit // 2, "the limit was reached"
+    assert rows._bytes == sum(200 + len(value or "") for value in rows._values.values())
+
+
 # --- texts beyond memory ----------------------------------------------------------------------------------------------
 
 

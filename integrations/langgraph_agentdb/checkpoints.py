@@ -34,6 +34,7 @@ from agentdb import (
     TableSchema,
     field,
 )
+from langgraph_agentdb.batch import ATTEMPTS, Prepare, Work
 
 __all__ = ["Checkpoints", "NewCheckpoint", "Place", "StoredCheckpoint", "Write"]
 
@@ -110,7 +111,6 @@ _SWEEP_ROWS = 500
 _COPY_ROWS = 256
 _STEPS_BY_KEY = 16
 """So many ancestors are read one by one; who goes back further reads the whole thread's at once."""
-_ATTEMPTS = 100
 _INLINE_BYTES = 128
 """Contents up to here lie beside the checkpoint: most channels are flags of LangGraph's own that come and go."""
 _SHARED_BYTES = 16 << 10
@@ -220,17 +220,35 @@ class Checkpoints:
 
     # --- put ----------------------------------------------------------------------------------------------------------
 
-    def put(self, place: Place, new: NewCheckpoint, *, is_fenced: bool) -> None:
-        """Store a checkpoint, durable when this returns. Of one that is stored already, the last put counts.
+    def commit(self, prepare: Prepare) -> None:
+        """Do what `putting` or `writing` has begun; durable when this returns.
+
+        Raises:
+            StorageError: a turn to write did not come in time (retryable), or storing failed.
+        """
+        for _ in range(ATTEMPTS):
+            if self._db.transact(prepare()):
+                return
+        raise ConflictError("checkpoints of this thread are removed faster than a new one can be stored")
+
+    def commit_all(self, works: Sequence[Work]) -> list[bool | Exception]:
+        """Do several in one transaction, each wholly or not at all; return what each returned or raised."""
+
+        def one(work: Work) -> bool | Exception:
+            try:
+                return self._db.transact(work)
+            except Exception as error:  # it belongs to the caller of that work
+                return error
+
+        return self._db.transact(lambda: [one(work) for work in works])
+
+    def putting(self, place: Place, new: NewCheckpoint, *, is_fenced: bool) -> Prepare:
+        """Return how to store a checkpoint; of one that is stored already, the last counts.
 
         Args:
             place: where.
             new: what.
-            is_fenced: refuse what is no child of the newest checkpoint and not meant to branch off.
-
-        Raises:
-            ConflictError: refused so; another worker has gone on with the thread.
-            StorageError: a turn to write did not come in time (retryable), or storing failed.
+            is_fenced: raise `ConflictError` where it is no child of the newest checkpoint and not meant to branch off.
         """
         fresh: dict[str, tuple[Version, Row]] = {_BODY: (None, DeltaTable.cells(new.body))}
         inline: dict[str, _Ref] = {}
@@ -244,8 +262,9 @@ class Checkpoints:
 
         for name, (version, content) in new.fresh.items():
             add(name, version, content)
-        for _ in range(_ATTEMPTS):
-            generation, parents = self._contents_of(place, new.parent) if new.known else (None, {})
+
+        def prepare() -> Work:
+            generation, parents = self._contents_of(place, new.parent)
             shared: dict[str, _Ref] = {}
             for name, version in new.known.items():
                 series = f"{_CHANNEL}{name}"
@@ -256,17 +275,15 @@ class Checkpoints:
                     add(name, version, made)
             cells = {name: one for name, one in fresh.items() if name not in shared}
             refs = {**inline, **shared}
-            if self._db.transact(
-                lambda: self._put(place, new, cells, refs, generation if shared else None, is_fenced=is_fenced)  # noqa: B023
-            ):
-                return
-        raise ConflictError("checkpoints of this thread are removed faster than a new one can be stored")
+            return lambda: self._put(place, new, cells, refs, generation if shared else None, is_fenced=is_fenced)
+
+        return prepare
 
     def _contents_of(self, place: Place, checkpoint_id: str | None) -> tuple[int | None, dict[str, _Ref]]:
         """Return where the values of a checkpoint are, and the generation of the thread in which they are there."""
+        head = self._heads.get(place)
         if checkpoint_id is None:
             return None, {}
-        head = self._heads.get(place)
         if head is not None and head["newest"] == checkpoint_id:
             return head["generation"], _newest_contents(head)
         with self._db.snapshot():
@@ -323,26 +340,31 @@ class Checkpoints:
 
     # --- writes of tasks ----------------------------------------------------------------------------------------------
 
-    def put_writes(self, place: Place, checkpoint_id: str, task_id: str, writes: Sequence[Write]) -> None:
-        """Store writes of a task, durable when this returns: of equal indices the first stays, of negative ones the last."""
+    def writing(self, place: Place, checkpoint_id: str, task_id: str, writes: Sequence[Write]) -> Prepare:
+        """Return how to store writes of a task: of equal indices the first stays, of negative ones the last."""
         scope = {**place._asdict(), "checkpoint_id": checkpoint_id}
 
-        def work() -> None:
+        def work() -> bool:
             shared = self._pending.get((*place, checkpoint_id, ""))
             known = _decode_writes(shared["writes"]) if shared is not None else []
             if shared is None or len(shared["writes"]) < _SHARED_BYTES or any(one.task_id == task_id for one in known):
                 merged = _encode_writes(_merged(known, writes))
                 has_more = shared is not None and shared["has_more"]
                 self._pending.put({**scope, "task_id": "", "has_more": has_more, "writes": merged})
-                return
+                return True
             own = self._pending.get((*place, checkpoint_id, task_id))
             merged = _encode_writes(_merged(_decode_writes(own["writes"]) if own is not None else [], writes))
             self._pending.put({**scope, "task_id": task_id, "has_more": False, "writes": merged})
             if not shared["has_more"]:
                 self._pending.put({**shared, "has_more": True})
+            return True
 
-        if writes:
-            self._db.transact(work)
+        def prepare() -> Work:
+            with self._db.snapshot():
+                pass  # refuses where a transaction of another thread or task would wait for this one
+            return work
+
+        return prepare
 
     def _writes_of(self, place: Place, ids: Sequence[str], head: Row | None) -> dict[str, list[Write]]:
         """Return the writes of checkpoints, sorted; inside a snapshot."""

@@ -54,6 +54,8 @@ class Connection(Generic[T_co]):
             name: ThreadPoolExecutor(threads, f"agentdb-langgraph-{name}") for name, threads in _THREADS.items()
         }
         self._closing: Future[None] | None = None
+        self.on_close: Callable[[], None] | None = None
+        """Called when no more calls come, and before the database is closed."""
 
     def __repr__(self) -> str:
         return repr(self._given if isinstance(self._given, Database) else os.fspath(self._given))
@@ -68,13 +70,18 @@ class Connection(Generic[T_co]):
         prepared = self._prepared
         if prepared is None or self._is_closed:
             with self._mutex:
-                self._check()
+                self.check()
                 if self._prepared is None:
                     self._prepared = self._open()
                 prepared = self._prepared
         return prepared
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise if it was closed.
+
+        Raises:
+            ClosedError: it was.
+        """
         if self._is_closed:
             raise ClosedError("this saver or cache is closed")
 
@@ -95,7 +102,7 @@ class Connection(Generic[T_co]):
 
         Cancelling abandons the wait: the work is then done or not done, never half of it.
         """
-        self._check()
+        self.check()
         try:
             # In the caller's context: a transaction that the task has open must be seen there, and refused.
             started = self._pools[pool].submit(copy_context().run, work)
@@ -110,6 +117,8 @@ class Connection(Generic[T_co]):
             opened, self._opened = self._opened, None
         for pool in self._pools.values():
             pool.shutdown(wait=True)
+        if self.on_close is not None:
+            self.on_close()
         if opened is not None:
             opened.close()
 

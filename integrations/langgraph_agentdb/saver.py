@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import os
+import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
@@ -25,6 +26,7 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from agentdb import AsyncDatabase, Database, IntegrityError, InvalidInputError
+from langgraph_agentdb.batch import Batch, Prepare
 from langgraph_agentdb.checkpoints import Checkpoints, NewCheckpoint, Place, StoredCheckpoint, Write
 from langgraph_agentdb.connection import Closing, Connection
 from langgraph_agentdb.serializer import StrictSerializer, load_typed
@@ -33,6 +35,10 @@ __all__ = ["AgentDBSaver"]
 
 _BRANCHING = ("fork", "update")
 _AT_ONCE = (1, 4, 8, 16, 32)
+
+
+_random = random.Random()  # noqa: S311 - no secret; of its own, so that no seed of the caller's makes versions repeat
+os.register_at_fork(after_in_child=_random.seed)
 
 
 class _Where(NamedTuple):
@@ -65,6 +71,8 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
     ) -> None:
         super().__init__(serde=serde or StrictSerializer())
         self._connection = Connection(db_or_path, Checkpoints)
+        self._batch = Batch(lambda works: self._connection().commit_all(works))
+        self._connection.on_close = self._batch.close
         self._fence = fence
 
     def __enter__(self) -> Self:
@@ -202,6 +210,17 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
             InvalidInputError: the config names no thread, or an id is too long.
             StorageError: a turn to write did not come in time (retryable), or storing failed.
         """
+        stored, prepare = self._putting(config, checkpoint, metadata, new_versions)
+        self._connection().commit(prepare)
+        return stored
+
+    def _putting(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> tuple[RunnableConfig, Prepare]:
         place, parent = _where(config)
         checkpoint_id = _required_text(checkpoint["id"], "the checkpoint's id")
         values = checkpoint["channel_values"]
@@ -224,8 +243,8 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
             needs=[name for name in counters if name not in values],
             is_branch=all_metadata.get("source") in _BRANCHING,
         )
-        self._connection().put(place, new, is_fenced=self._fence and not place.checkpoint_ns)
-        return _config(place, checkpoint_id)
+        is_fenced = self._fence and not place.checkpoint_ns
+        return _config(place, checkpoint_id), self._connection().putting(place, new, is_fenced=is_fenced)
 
     def _dump_body(self, checkpoint: Checkpoint, metadata: CheckpointMetadata) -> bytes:
         body = {name: value for name, value in checkpoint.items() if name != "channel_values"}
@@ -239,6 +258,12 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
 
         What is stored of a task stays, but errors, interrupts and resumes are replaced.
         """
+        if writes:
+            self._connection().commit(self._writing(config, writes, task_id, task_path)[1])
+
+    def _writing(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str
+    ) -> tuple[None, Prepare]:
         place, checkpoint_id = _where(config)
         if checkpoint_id is None:
             raise InvalidInputError("the config of put_writes must name a checkpoint_id")
@@ -248,7 +273,7 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
             Write(path, task, WRITES_IDX_MAP.get(channel, index), _string(channel, "channel"), self._dump(value))
             for index, (channel, value) in enumerate(writes)
         ]
-        self._connection().put_writes(place, checkpoint_id, task, prepared)
+        return None, self._connection().writing(place, checkpoint_id, task, prepared)
 
     # --- removing and copying -----------------------------------------------------------------------------------------
 
@@ -300,7 +325,7 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
     def get_next_version(self, current: str | None, channel: None) -> str:  # noqa: ARG002 - the interface's
         """Return a version above ``current`` that nobody else makes, on whatever branch or in whatever process."""
         number = 0 if current is None else int(str(current).split(".", maxsplit=1)[0])
-        return f"{number + 1:032}.{int.from_bytes(os.urandom(7)):017}"
+        return f"{number + 1:032}.{_random.getrandbits(53):016}"
 
     # --- the same for tasks -------------------------------------------------------------------------------------------
 
@@ -343,13 +368,16 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         """Do what `put` does, without blocking the event loop."""
-        return await self._connection.run("write", lambda: self.put(config, checkpoint, metadata, new_versions))
+        self._connection.check()
+        return await self._batch.run(lambda: self._putting(config, checkpoint, metadata, new_versions))
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Do what `put_writes` does, without blocking the event loop."""
-        await self._connection.run("write", lambda: self.put_writes(config, writes, task_id, task_path))
+        self._connection.check()
+        if writes:
+            await self._batch.run(lambda: self._writing(config, writes, task_id, task_path))
 
     async def adelete_thread(self, thread_id: str) -> None:
         """Do what `delete_thread` does, without blocking the event loop."""

@@ -205,30 +205,35 @@ def flat(figures, device, rate, flops, *, quick):
 
 
 def appending(figures, index, device, *, quick):
-    """Search while another thread adds 10,000 rows at a time."""
+    """Search while another thread adds 10,000 rows at a time, ten times."""
     d, count = index.dimension, 1_000 if quick else 10_000
     queries = make_rows(64, d, device, clustered=False, seed=99)
-    extra = np.random.default_rng(5).standard_normal((count, d)).astype(np.float32)
+    # New rows each time: copies of one row tie with each other, and ties cost more.
+    extra = np.random.default_rng(5).standard_normal((10, count, d)).astype(np.float32)
     run = timed(lambda: index.search(queries, 10), device)
-    searches = 20 if quick else 2_000
+    searches = 20 if quick else 1_000
     for _ in range(5):
         run()
     alone = [run() for _ in range(searches)]
-    stop, added = threading.Event(), [0]
+    puts = []
 
     def add():
-        while not stop.is_set():
-            index.put(np.arange(count) + 10_000_000 + added[0] * count, extra)
-            added[0] += 1
+        for number, rows in enumerate(extra):
             time.sleep(0.05)
+            start = time.perf_counter()
+            index.put(np.arange(count) + 10_000_000 + number * count, rows)
+            puts.append(time.perf_counter() - start)
 
     thread = threading.Thread(target=add)
+    before, beside = index.counts, []
     thread.start()
-    beside = [run() for _ in range(searches)]
-    stop.set()
+    while thread.is_alive():
+        beside.append(run())
     thread.join()
+    counts = index.counts
+    after = [run() for _ in range(searches)]
     with gate("search while adding"):
-        found = index.search(torch.from_numpy(extra[:4]).to(device), 1)
+        found = index.search(torch.from_numpy(extra[:, 7]).to(device), 1)
         np.testing.assert_allclose(found.scores, 1.0, atol=1e-6)
     p95 = lambda values: sorted(values)[int(len(values) * 0.95)]  # noqa: E731
     figures.append(
@@ -240,10 +245,15 @@ def appending(figures, index, device, *, quick):
             detail={
                 "alone_ms": p95(alone) * 1e3,
                 "beside_ms": p95(beside) * 1e3,
+                "after_ms": p95(after) * 1e3,
                 "median_alone_ms": median(alone) * 1e3,
                 "median_beside_ms": median(beside) * 1e3,
-                "searches": searches,
-                "appends": added[0],
+                "slowest_beside_ms": max(beside) * 1e3,
+                "searches": len(beside),
+                "replayed": (counts.replayed - before.replayed) / (counts.queries - before.queries),
+                "widened": counts.widened - before.widened,
+                "appends": len(puts),
+                "append_ms": median(puts) * 1e3,
             },
         )
     )
@@ -455,7 +465,8 @@ def tune(device):
             group = min(32, br)
             out = torch.full((n_queries, n // group), float("nan"), device=device)
             grid = (triton.cdiv(n_queries, bq), triton.cdiv(n, br))
-            common = (alpha, beta, alpha, bits, out, n_queries, n, n // group, 0)
+            table = torch.tensor([one.data_ptr() for one in (x, x, alpha, beta, bits)], device=device)
+            common = (table, alpha, torch.tensor([n], device=device), out, n_queries, n // group, n, 1)
             shape = {"D": d, "BR": br, "BQ": bq, "BK": bk, "G": group, "SHIFT": False, "WIDE": False}
 
             def run(each=each, bq=bq, br=br, bk=bk, warps=warps, grid=grid, common=common, shape=shape, q=q, st=stages):  # fmt: skip
@@ -463,14 +474,9 @@ def tune(device):
                     qd, xd = TensorDescriptor.from_tensor(q, [bq, bk]), TensorDescriptor.from_tensor(x, [br, bk])
                     programs_of = min(grid[0] * grid[1], each * processors if each != 99 else 1 << 30)
                     return programs.group_max_tma[(programs_of,)](
-                        qd, xd, *common, **shape, num_warps=warps, num_stages=st
+                        qd, xd, *common, 0, **shape, num_warps=warps, num_stages=st
                     )
-                table = torch.tensor(
-                    [one.data_ptr() for one in (x, x, alpha, beta, bits)], device=device
-                )  # fmt: skip
-                return programs.group_max[grid](
-                    q, table, alpha, common[4], *common[5:8], n, 1, **shape, STAGES=st, num_warps=warps
-                )
+                return programs.group_max[(grid[0] * grid[1],)](q, *common, **shape, STAGES=st, num_warps=warps)
 
             try:
                 kernel = run()
@@ -509,7 +515,7 @@ def tune_segments(device, programs, triton):
         *itertools.product((False,), (2, 8, 32), (64, 128), (4,), (1, 2, 3)),
     ]
     for one, chunk, bk, warps, stages in shapes:
-        grid = (triton.cdiv(each, chunk), agents)
+        grid = (triton.cdiv(each, chunk) * agents,)
         args = (q, view.table, tiles, pages, view.alpha[0], out, view.slab_rows, view.n_slabs, each * 64)
         shape = {"D": d, "BK": bk, "P": 64, "CH": chunk, "SHIFT": False, "STAGES": stages, "num_warps": warps}
 

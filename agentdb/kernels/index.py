@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from agentdb.errors import InvalidInputError, UnavailableError
 from agentdb.kernels.choice import Backend, Choice, explain, require_torch
-from agentdb.kernels.replay import Replays
 from agentdb.kernels.search import Neighbours, SearchCounts, Searcher
 from agentdb.kernels.view import METRICS, PAGE, View
 from agentdb.types import Metric
@@ -56,7 +55,6 @@ class _State:
     live: npt.NDArray[np.bool_]
     n_live: int
     attributes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    replays: Replays | None = None
 
     @cached_property
     def segments(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], Any]:
@@ -126,6 +124,7 @@ class DeviceIndex:
         self._counts = SearchCounts()
         self._counts_lock = threading.Lock()
         self._clock = itertools.count()
+        self._versions = itertools.count()
         self._used: dict[int, int] = {}
         self._is_weighted = False
         self._copy_stream = self._torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
@@ -179,7 +178,9 @@ class DeviceIndex:
         """
         new_ids = _integers(ids, "ids")
         count = len(new_ids)
-        if count and (new_ids.min() < 0 or len(np.unique(new_ids)) != count):
+        order = np.argsort(new_ids, kind="stable")
+        in_order = new_ids[order]
+        if count and (in_order[0] < 0 or bool((in_order[1:] == in_order[:-1]).any())):
             raise InvalidInputError("ids must be at least 0 and differ from each other")
         rows = self._check_rows(vectors, count)
         new_owners = np.broadcast_to(_integers(owners, "owners"), (count,)).astype(np.int64)
@@ -196,11 +197,10 @@ class DeviceIndex:
             self._live[dead[dead >= 0]] = False
             addresses = self._place(new_owners)
             self._write(addresses, rows, new_ids, factors, summands, columns)
-            order = np.argsort(new_ids, kind="stable")
-            self._runs.append((new_ids[order], addresses[order]))
+            self._runs.append((in_order, addresses[order]))
             if len(self._runs) > 8:
                 self._merge_runs()
-            self._touch(np.unique(new_owners))
+            self._touch(new_owners)
             self._publish(np.concatenate([addresses, dead[dead >= 0]]))
             self._compact_if_due()
         return count
@@ -310,7 +310,7 @@ class DeviceIndex:
             allowed = None if not where else allowed
         if allowed is not None and not where:
             return self._counted(self._searcher.rows(view, given, allowed, k))
-        replays = state.replays if view is state.view else None
+        replays = self._replays if view is state.view else None
         return self._counted(self._searcher.flat(view, replays, given, k))
 
     def search_segments(self, queries: Any, owners: Any, k: int) -> Neighbours:
@@ -338,9 +338,9 @@ class DeviceIndex:
         begin = np.where(found, first[slot], 0)
         n_pages = np.where(found, first[slot + 1] - first[slot], 0)
         if self._budget_bytes is not None:
-            self._touch(np.unique(wanted[found]))
+            self._touch(wanted[found])
         return self._counted(
-            self._searcher.segments(view, state.replays, given, wanted, begin, n_pages, pages, k)
+            self._searcher.segments(view, self._replays, given, wanted, begin, n_pages, pages, k)
         )  # fmt: skip
 
     def _counted(self, found: Neighbours) -> Neighbours:
@@ -395,6 +395,7 @@ class DeviceIndex:
         self._tails: dict[int, tuple[int, int]] = {}
         self._runs: list[tuple[Ids, Ids]] = []
         self._limits = torch.zeros(4, dtype=torch.float64, device=self.device)
+        self._replays = self._searcher.replays()
         if publish:
             self._state = _State(None, self._page_owners[:0], self._live[:0], 0)
 
@@ -498,7 +499,8 @@ class DeviceIndex:
         torch = self._torch
 
         def empty(*shape: int, kind: Any) -> Any:
-            return torch.empty(shape, dtype=kind, device=self.device)
+            # Zeros, because a place without a row is multiplied like any other, and must not hold a NaN.
+            return torch.zeros(shape, dtype=kind, device=self.device)
 
         return _Slab(
             empty(rows, self._width, kind=torch.bfloat16),
@@ -532,7 +534,7 @@ class DeviceIndex:
         """Return (slab, places in it as a slice or a tensor, positions among the addresses)."""
         result: list[tuple[int, Any, Any]] = []
         slabs = addresses // self._slab_rows
-        for slab in np.unique(slabs).tolist():
+        for slab in _distinct(slabs).tolist():
             at = np.flatnonzero(slabs == slab)
             inside = addresses[at] - slab * self._slab_rows
             if len(at) == len(addresses):
@@ -641,7 +643,7 @@ class DeviceIndex:
 
         torch = self._torch
         slabs = source // self._slab_rows
-        for slab in np.unique(slabs).tolist():
+        for slab in _distinct(slabs).tolist():
             at = np.flatnonzero(slabs == slab)
             inside = torch.from_numpy(source[at] - slab * self._slab_rows).to(self.device)
             one = old[slab]
@@ -671,7 +673,7 @@ class DeviceIndex:
         """Let later searches see what was written."""
         torch = self._torch
         n_rows = self._n_pages * PAGE
-        for slab in np.unique(changed // self._slab_rows).tolist():
+        for slab in _distinct(changed // self._slab_rows).tolist():
             one = self._slabs[slab]
             first = slab * self._slab_rows
             live = np.zeros(len(one.ids), bool)
@@ -700,6 +702,15 @@ class DeviceIndex:
             id_table=self._torch.tensor([one.ids.data_ptr() for one in slabs], device=self.device),
             weight_table=self._pointers([one.weight for one in slabs]),
             bias_table=self._pointers([one.bias for one in slabs]),
+            count=self._torch.tensor([n_rows], device=self.device),
+            version=next(self._versions),
+            layout=tuple(
+                number
+                for one in slabs
+                for part in (one.high, one.low, one.alpha, one.beta, one.weight, one.bias, one.ids)
+                if part is not None
+                for number in (part.data_ptr(), len(part))
+            ),
         )
         view = replace(view, table=self._table(view, view.bits))
         self._state = _State(
@@ -708,7 +719,6 @@ class DeviceIndex:
             live_rows,
             int(live_rows.sum()),
             {name: tuple(one.attributes[name] for one in slabs) for name in self._attribute_names},
-            self._searcher.replays(),
         )
 
     def _pointers(self, tensors: list[Any]) -> Any:
@@ -730,7 +740,7 @@ class DeviceIndex:
     def _touch(self, owners: npt.NDArray[np.int64]) -> None:
         if self._budget_bytes is not None:
             now = next(self._clock)
-            self._used.update(dict.fromkeys(owners.tolist(), now))
+            self._used.update(dict.fromkeys(_distinct(owners).tolist(), now))
 
     def _make_room(self, owners: npt.NDArray[np.int64]) -> None:
         """Remove the owners used longest ago until the new rows fit into the budget."""
@@ -756,6 +766,12 @@ class DeviceIndex:
         if total > room:
             raise UnavailableError(f"the rows of these owners need more than the budget of {self._budget_bytes} bytes")
         self.compact()
+
+
+def _distinct(values: Ids) -> Ids:
+    """Return what `np.unique` returns; it would hold the interpreter's lock meanwhile, and searches would wait."""
+    ordered = np.sort(values)
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
 
 
 def _integers(values: Any, name: str) -> Ids:

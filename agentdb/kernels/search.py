@@ -145,7 +145,7 @@ class Searcher:
             self._replay_bytes = min(1 << 30, memory // 32)
 
     def replays(self) -> Replays | None:
-        """Return what to keep beside the rows of one moment, so that searches over them can be captured."""
+        """Return what to keep beside an index, so that searches of it can be captured; None where they cannot."""
         return Replays(self._replay_bytes) if self._can_capture else None
 
     def flat(self, view: View, replays: Replays | None, given: Any, k: int) -> Neighbours:
@@ -153,17 +153,18 @@ class Searcher:
         group = _group_rows(view.n_rows, k, self._width)
         chosen = k + _spare(k)
         step = max(1, _SCORE_BYTES // 4 // max(view.n_groups(group), chosen * group))
-        kept = 5 * min(step, len(given)) * (view.n_groups(group) + chosen * group)
+        kept = 5 * min(step, len(given)) * (view.capacity // group + chosen * group)
 
-        def launch(plain: Any, _: Any) -> _Launched:
-            q = self._prepare(view, plain)
-            maxima = self._ops("group_max").group_max(view, q.scan, q.rounded, q.shift, group)
-            return self._from_groups(view, q, k, maxima, group, chosen)
+        def launch(over: View, plain: Any, _numbers: Any, _pages: Any) -> _Launched:
+            q = self._prepare(over, plain)
+            maxima = self._ops("group_max").group_max(over, q.scan, q.rounded, q.shift, group)
+            return self._from_groups(over, q, k, maxima, group, chosen)
 
         parts = []
         for first in range(0, len(given), step):
             part = given[first : first + step]
-            begun = self._begin(replays, ("flat", len(part), k), kept, part, None, k, launch)
+            key = ("flat", len(part), k, group)
+            begun = self._begin(view, replays, key, kept, part, None, None, k, launch)
             parts.append(self._settle(view, begun, k))
         return _joined(parts)
 
@@ -268,29 +269,29 @@ class Searcher:
 
     def _begin(
         self,
+        view: View,
         replays: Replays | None,
         key: Hashable,
         kept_bytes: int,
         given: Any,
         numbers: Ids | None,
+        pages: Any,
         k: int,
-        launch: Callable[[Any, Any], _Launched],
+        launch: Callable[[View, Any, Any, Any], _Launched],
     ) -> _Begun:
         """Start a search: as a captured graph where there is one, launch by launch otherwise."""
         replay = None
         if replays is not None:
             n_numbers = 0 if numbers is None else len(numbers)
             replay = replays.take(
-                key,
-                kept_bytes,
-                lambda: Replay(self.device, self._width, len(given), n_numbers, 2 * k + 1, launch),
+                view, key, kept_bytes, lambda: Replay(view, pages, len(given), n_numbers, 2 * k + 1, launch)
             )
         if replay is None:
             sent = None if numbers is None else self._torch.from_numpy(numbers).to(self.device)
-            return _Begun(launch(self._pad(given), sent), None, self._torch)
+            return _Begun(launch(view, self._pad(given), sent, pages), None, self._torch)
         begun = _Begun(replay.launched, replay, self._torch)
         try:
-            replay.run(given, numbers)
+            replay.run(view, pages, given, numbers)
         except BaseException:
             begun.release()
             raise
@@ -315,16 +316,16 @@ class Searcher:
         numbers[: tiles.size] = tiles.ravel()
         numbers[4 * n_tiles :] = first
 
-        def launch(plain: Any, sent: Any) -> _Launched:
-            q = self._prepare(view, plain)
+        def launch(over: View, plain: Any, sent: Any, of_owners: Any) -> _Launched:
+            q = self._prepare(over, plain)
             scores = self._ops("segment_scores").segment_scores(
-                view, q.rounded, q.shift, sent[: 4 * n_tiles].view(-1, 4), pages, columns, most
+                over, q.rounded, q.shift, sent[: 4 * n_tiles].view(-1, 4), of_owners, columns, most
             )
-            where = _SegmentAddresses(pages, sent[4 * n_tiles :], PAGE)
-            return self._judge(view, q, k, scores, where, None, None, k + _spare(k))
+            where = _SegmentAddresses(of_owners, sent[4 * n_tiles :], PAGE)
+            return self._judge(over, q, k, scores, where, None, None, k + _spare(k))
 
         key = ("segments", n_queries, k, n_tiles, columns, most > 1)
-        return self._begin(replays, key, 5 * n_queries * columns, given, numbers, k, launch)
+        return self._begin(view, replays, key, 5 * n_queries * columns, given, numbers, pages, k, launch)
 
     def _from_groups(self, view: View, q: _Queries, k: int, maxima: Any, group: int, chosen: int) -> _Launched:
         """Search the groups that can hold the answer."""

@@ -16,17 +16,25 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["nq", "n", "out_stride", "slab_rows", "n_slabs"])
+@triton.jit(do_not_specialize=["nq", "out_stride", "slab_rows", "n_slabs"])
 def group_max(
-    q, slabs, shift, out,
-    nq, n, out_stride, slab_rows, n_slabs,
+    q, slabs, shift, count, out,
+    nq, out_stride, slab_rows, n_slabs,
     D: tl.constexpr, BR: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
     SHIFT: tl.constexpr, WIDE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Write the largest live score of every group of G rows; rows are on the M axis of the product."""
-    pq = tl.program_id(0)
-    pr = tl.program_id(1)
+    """Write the largest live score of every group of G rows; rows are on the M axis of the product.
+
+    ``count`` holds the number of rows, because a captured launch may run when there are more than there were.
+    """
+    n = tl.load(count)
+    # One axis, because the others end at 65,535 programs.
+    n_q = tl.cdiv(nq, BQ)
+    pq = tl.program_id(0) % n_q
+    pr = tl.program_id(0) // n_q
     block = pr.to(tl.int64) * BR
+    if block >= n:
+        return
     slab = block // slab_rows
     x = tl.multiple_of(tl.load(slabs + slab).to(tl.pointer_type(tl.bfloat16)), 16)
     alpha = tl.multiple_of(tl.load(slabs + 2 * n_slabs + slab).to(tl.pointer_type(tl.float32)), 16)
@@ -122,18 +130,24 @@ def _tile_maxima(
     )
 
 
-@triton.jit(do_not_specialize=["nq", "n", "out_stride", "out_first"])
+@triton.jit(do_not_specialize=["nq", "out_stride", "slab_rows", "n_slabs", "slab"])
 def group_max_tma(
-    q_desc, x_desc, alpha, beta, shift, bits, out,
-    nq, n, out_stride, out_first,
+    q_desc, x_desc, slabs, shift, count, out,
+    nq, out_stride, slab_rows, n_slabs, slab,
     D: tl.constexpr, BR: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
     SHIFT: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """`group_max` with tiles brought in by the tensor memory accelerator, and queries on the M axis.
 
     A group's rows then lie in few lanes of one warp, so that their maximum costs hardly a shuffle. Every program takes
-    tile after tile, all query blocks of a block of rows at a time, and the next tile comes in while one is finished.
+    tile after tile of one slab, all query blocks of a block of rows in turn, and the next tile comes in while one is
+    finished.
     """
+    alpha = tl.multiple_of(tl.load(slabs + 2 * n_slabs + slab).to(tl.pointer_type(tl.float32)), 16)
+    beta = tl.multiple_of(tl.load(slabs + 3 * n_slabs + slab).to(tl.pointer_type(tl.float32)), 16)
+    bits = tl.multiple_of(tl.load(slabs + 4 * n_slabs + slab).to(tl.pointer_type(tl.int32)), 16)
+    out_first = slab * (slab_rows // G)
+    n = tl.minimum(tl.load(count) - slab * slab_rows, slab_rows).to(tl.int32)
     n_q = tl.cdiv(nq, BQ)
     for tile in tl.range(tl.program_id(0), n_q * tl.cdiv(n, BR), tl.num_programs(0), flatten=True):
         pq = tile % n_q
@@ -235,8 +249,9 @@ def segment_scores(
     ``tiles`` holds (first query, queries, first slot in pages, number of pages) int64; ``out`` is ``[Q, width]`` and
     was filled with -inf, so that a program without pages leaves at once.
     """
-    tile = tiles + tl.program_id(1) * 4
-    start = tl.program_id(0) * CH
+    chunks = tl.cdiv(width, P * CH)
+    tile = tiles + (tl.program_id(0) // chunks).to(tl.int64) * 4
+    start = (tl.program_id(0) % chunks) * CH
     n_pages = tl.load(tile + 3)
     if start < n_pages:
         q0 = tl.load(tile)
@@ -278,8 +293,9 @@ def segment_scores_one(
     D: tl.constexpr, BK: tl.constexpr, P: tl.constexpr, CH: tl.constexpr, SHIFT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """`segment_scores` for one query an owner: no matrix unit, the rounded query in registers."""
-    tile = tiles + tl.program_id(1) * 4
-    start = tl.program_id(0) * CH
+    chunks = tl.cdiv(width, P * CH)
+    tile = tiles + (tl.program_id(0) // chunks).to(tl.int64) * 4
+    start = (tl.program_id(0) % chunks) * CH
     n_pages = tl.load(tile + 3)
     if start < n_pages:
         q0 = tl.load(tile)
@@ -319,8 +335,8 @@ def maxsim(
     The query's tokens are BQ from ``first`` on. MAX_BLOCKS bounds the document's length in blocks of BT, for the
     interpreter's sake a compile-time number.
     """
-    doc = tl.program_id(0)
-    i = tl.program_id(1).to(tl.int64)
+    doc = tl.program_id(0) % n_docs
+    i = (tl.program_id(0) // n_docs).to(tl.int64)
     begin = tl.load(offsets + doc)
     end = tl.load(offsets + doc + 1)
     c = first + tl.arange(0, BQ)

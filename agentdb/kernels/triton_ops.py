@@ -50,17 +50,17 @@ def group_max(view: View, queries: Any, rounded: Any, shift: Any, group: int) ->
             tiles = triton.cdiv(n_queries, 128) * triton.cdiv(rows, 128)
             programs.group_max_tma[(min(tiles, 2 * _processors(queries.device)),)](
                 TensorDescriptor.from_tensor(rounded, [128, 64]), TensorDescriptor.from_tensor(view.high[slab], [128, 64]),
-                view.alpha[slab], view.beta[slab], shift if shift is not None else queries, view.bits[slab], out,
-                n_queries, rows, out.shape[1], slab * (view.slab_rows // group),
+                view.table, shift if shift is not None else queries, view.count, out,
+                n_queries, out.shape[1], view.slab_rows, view.n_slabs, slab,
                 D=depth, BR=128, BQ=128, BK=64, G=group, SHIFT=shift is not None, WIDE=False, num_warps=4, num_stages=3,
             )  # fmt: skip
         return out
     rows_block, query_block, stages = (128, 16, 2) if n_queries <= 16 else (max(64, group), 64, 4)
     if _INTERPRETED:
         rows_block, query_block = max(group, 32), 16
-    programs.group_max[(triton.cdiv(n_queries, query_block), triton.cdiv(view.n_rows, rows_block))](
-        rounded, view.table, shift if shift is not None else queries, out,
-        n_queries, view.n_rows, out.shape[1], view.slab_rows, view.n_slabs,
+    programs.group_max[(triton.cdiv(n_queries, query_block) * triton.cdiv(view.n_rows, rows_block),)](
+        rounded, view.table, shift if shift is not None else queries, view.count, out,
+        n_queries, out.shape[1], view.slab_rows, view.n_slabs,
         D=depth, BR=rows_block, BQ=query_block, BK=_block(depth, 64), G=group,
         SHIFT=shift is not None, WIDE=_INTERPRETED, STAGES=stages, num_warps=4,
     )  # fmt: skip
@@ -197,7 +197,7 @@ def segment_scores(view: View, rounded: Any, shift: Any, tiles: Any, pages: Any,
     """See `torch_ops.segment_scores`."""
     out = torch.full((len(rounded), width), float("-inf"), dtype=torch.float32, device=rounded.device)
     chunk = 2 if most == 1 else 8
-    grid = (triton.cdiv(width // view.page, chunk), len(tiles))
+    grid = (triton.cdiv(width // view.page, chunk) * len(tiles),)
     at = (
         rounded, view.table, tiles, pages, shift if shift is not None else view.alpha[0], out,
         view.slab_rows, view.n_slabs, width,
@@ -224,7 +224,7 @@ def maxsim(queries: Any, weights: Any, tokens: Any, offsets: Any, longest: int) 
     out = torch.zeros((max(1, len(firsts)), n_queries, n_docs), dtype=torch.float32, device=queries.device)
     blocks = triton.next_power_of_2(triton.cdiv(max(longest, 1), 64))
     for part, first in zip(out, firsts, strict=False):
-        programs.maxsim[(n_docs, n_queries)](
+        programs.maxsim[(n_docs * n_queries,)](
             queries, weights, tokens, offsets, part, n_docs, query_tokens, first,
             D=width, BK=_block(width, 32), BQ=most, BT=64, MAX_BLOCKS=blocks,
             PRECISION="ieee" if _INTERPRETED else "tf32x3", num_warps=4 if most <= 64 else 8, num_stages=3,

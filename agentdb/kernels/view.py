@@ -38,6 +38,9 @@ class View:
         id_table: `[S]` int64 of ids.
         weight_table: `[S]` int64 or None.
         bias_table: `[S]` int64 or None.
+        count: `[1]` int64, n_rows on the device.
+        version: rises with every change of the index.
+        layout: where all slabs lie; equal layouts differ only in ``n_rows``, ``bits``, ``limits`` and what tells them.
     """
 
     metric: Metric
@@ -57,7 +60,15 @@ class View:
     id_table: Any
     weight_table: Any
     bias_table: Any
+    count: Any
+    version: int
+    layout: tuple[int, ...]
     page: int = PAGE
+
+    @property
+    def capacity(self) -> int:
+        """Rows that the slabs have room for."""
+        return sum(len(one) for one in self.ids)
 
     @property
     def n_slabs(self) -> int:

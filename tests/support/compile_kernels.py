@@ -13,7 +13,7 @@ from triton.compiler import ASTSource
 from agentdb.kernels import triton_kernels as programs
 
 ASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
-I64, F32, F64, BF16, I32 = "*i64", "*fp32", "*fp64", "*bf16", "*i32"
+I64, F32, F64, BF16 = "*i64", "*fp32", "*fp64", "*bf16"
 
 
 def cases(d):
@@ -23,10 +23,10 @@ def cases(d):
     rows = ["i32"] * 2
     for shape in ({"BR": 128, "BQ": 16, "STAGES": 2}, {"BR": 64, "BQ": 64, "STAGES": 4}):
         constants = {"D": d, "BK": 64, "G": 32, "SHIFT": True, "WIDE": False, **shape}
-        yield programs.group_max, [BF16, I64, F32, F32, *["i32"] * 5], constants, 4, 3
+        yield programs.group_max, [BF16, I64, F32, I64, F32, *["i32"] * 4], constants, 4, 3
     constants = {"D": d, "BR": 128, "BQ": 128, "BK": 64, "G": 32, "SHIFT": True, "WIDE": False}
     tile = "tensordesc<bf16[128, 64]>"
-    yield programs.group_max_tma, [tile, tile, F32, F32, F32, I32, F32, *["i32"] * 4], constants, 4, 3
+    yield programs.group_max_tma, [tile, tile, I64, F32, I64, F32, *["i32"] * 5], constants, 4, 3
     yield programs.block_max, [F32, F32, "i32"], {"B": 128, "S": 32}, 4, 3
     for size, most in ((1024, 32), (4096, 128)):
         constants = {"N": size, "M": most, "S": 32, "LISTED": True}

@@ -323,3 +323,17 @@ def test_many_rows_are_masked_by_one_scan(db):
         numbers = [no for _, no in follower.key_values(range(follower.size))]
         assert follower.mask(field("n") == 3).tolist() == [no % 5 == 3 for no in numbers]
         assert follower.mask(field("meta", "n") > 3).tolist() == [False] * 2000
+
+
+def test_a_tombstone_that_is_flushed_without_a_new_version_is_noticed(db):
+    table = db.table(ROWS)
+    followers = [table.follow(["n"]), table.follow(["n"], part="hot")]
+    table.put_many([row("a", 0, 1), row("a", 1, 1)])
+    for one in followers:
+        one.advance()
+    table.delete_many([("a", 0), ("a", 1)])
+    assert db.flush() == 2
+    table.put(row("a", 2, 1))
+    for one in followers:
+        change = one.advance()
+        assert (change.removed.tolist(), change.added.num_rows, one.live) == ([0, 1], 1, 1)

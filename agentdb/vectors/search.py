@@ -263,6 +263,8 @@ class Searcher:
         def diverse(ranked: _Ranked, asked: Asked, request: Request, sources: _Sources) -> _Ranked:
             if request.is_late:
                 raise InvalidInputError("max_marginal_relevance needs a vector that is not multi")
+            if not ranked.keys:
+                return ranked
             assert sources.vector is not None
             assert asked.vector is not None
             vectors = sources.vector.vectors(request.dense_column, ranked.keys)

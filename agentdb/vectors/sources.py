@@ -316,7 +316,7 @@ class ResidentSource:
         others = np.flatnonzero(slots < 0)
         if len(others):
             rows = self._frozen.rows
-            looked_up = self._frozen._follower.slots_of([keys[i] for i in others])
+            looked_up = self._frozen._follower.slots_of([keys[i] for i in others.tolist()])
             if not ((looked_up >= 0) & (looked_up < rows.size)).all() or not rows.live[looked_up].all():
                 return None
             slots[others] = looked_up
@@ -500,7 +500,7 @@ def _distances(
 
 def _vectors(source: RowSource, column: str, keys: Sequence[str]) -> npt.NDArray[np.float32]:
     given = [row[column] for row in source.rows(keys, [column])]
-    return np.array(given, np.float32).reshape(len(given), -1)
+    return np.stack(given).astype(np.float32) if given else np.empty((0, 0), np.float32)
 
 
 def _scores(terms: npt.NDArray[np.uint32], stored: pa.Array, statistics: TermStatistics) -> Floats:

@@ -627,6 +627,9 @@ def test_an_empty_collection_has_no_hits(db: agentdb.Database) -> None:
         assert find.search("x", 5, mode=mode) == []  # type: ignore[arg-type]
         assert find.search("x", 5, mode=mode, group_by="g", rerank=_Longest(), offset=3) == []  # type: ignore[arg-type]
     assert find.max_marginal_relevance("x") == []
+    with db.transaction():
+        assert find.max_marginal_relevance("x") == []
+        assert find.search("x", mode="hybrid", group_by="g") == []
 
 
 # --- explanations -----------------------------------------------------------------------------------------------------

@@ -113,11 +113,13 @@ _STEPS_BY_KEY = 16
 """So many ancestors are read one by one; who goes back further reads the whole thread's at once."""
 _INLINE_BYTES = 128
 """Contents up to here lie beside the checkpoint: most channels are flags of LangGraph's own that come and go."""
+_INLINE_BODY_BYTES = 4096
+"""So do bodies up to here, compressed; what graphs of many channels need more is worth a series of deltas."""
 _SHARED_BYTES = 16 << 10
 _RAW, _ZSTD = b"\x00", b"\x01"
 _ZSTD_LEVEL = 1
 _MIN_ZSTD_BYTES = 1024
-_MAX_WRITES_BYTES = 1 << 31
+_MAX_BYTES = 1 << 31
 
 Version = str | int | float | None
 
@@ -232,12 +234,14 @@ class Checkpoints:
         raise ConflictError("checkpoints of this thread are removed faster than a new one can be stored")
 
     def commit_all(self, works: Sequence[Work]) -> list[bool | Exception]:
-        """Do several in one transaction, each wholly or not at all; return what each returned or raised."""
+        """Do several in one transaction, all or none, but those that are refused; return what each returned or raised."""
 
         def one(work: Work) -> bool | Exception:
+            # A savepoint for each would cost more than the work: it refuses before it writes, and whatever else goes wrong
+            # ends the whole transaction.
             try:
-                return self._db.transact(work)
-            except Exception as error:  # it belongs to the caller of that work
+                return work()
+            except ConflictError as error:
                 return error
 
         return self._db.transact(lambda: [one(work) for work in works])
@@ -250,14 +254,22 @@ class Checkpoints:
             new: what.
             is_fenced: raise `ConflictError` where it is no child of the newest checkpoint and not meant to branch off.
         """
-        fresh: dict[str, tuple[Version, Row]] = {_BODY: (None, DeltaTable.cells(new.body))}
+        for text in (*place, new.checkpoint_id, new.parent, new.run_id, *new.fresh, *new.known):
+            _check_text(text)
+        ROWS.encode_key((*place, new.checkpoint_id))
+        fresh: dict[str, tuple[Version, Row]] = {}
         inline: dict[str, _Ref] = {}
+        if len(new.body) <= _INLINE_BODY_BYTES:
+            inline[_BODY] = _Ref(0, None, _compressed(new.body))
+        else:
+            fresh[_BODY] = (None, DeltaTable.cells(new.body))
 
         def add(name: str, version: Version, content: bytes) -> None:
             series = f"{_CHANNEL}{name}"
             if len(content) <= _INLINE_BYTES:
                 inline[series] = _Ref(0, version, content)
             else:
+                VALUES.encode_key((*place, series, 0))
                 fresh[series] = (version, DeltaTable.cells(content))
 
         for name, (version, content) in new.fresh.items():
@@ -323,7 +335,8 @@ class Checkpoints:
             known[0] += 1
             contents[name] = _Ref(known[0], version)
             values.append({**place._asdict(), "series": name, "number": known[0], **row})
-        self._values.table.put_many(values)
+        if values:
+            self._values.table.put_many(values)
         self._rows.put(
             {
                 **place._asdict(),
@@ -342,6 +355,10 @@ class Checkpoints:
 
     def writing(self, place: Place, checkpoint_id: str, task_id: str, writes: Sequence[Write]) -> Prepare:
         """Return how to store writes of a task: of equal indices the first stays, of negative ones the last."""
+        for write in writes:
+            _check_text(write.channel)
+            _check_text(write.task_path)
+        PENDING.encode_key((*place, checkpoint_id, task_id))
         scope = {**place._asdict(), "checkpoint_id": checkpoint_id}
 
         def work() -> bool:
@@ -442,8 +459,8 @@ class Checkpoints:
                 parent, contents = row["parent"], _entry(row).contents
             (found,) = self._read(place, [contents])
             writes = self._writes_of(place, [checkpoint_id], head)[checkpoint_id]
-        body = found.pop(_BODY)
-        values = {name[len(_CHANNEL) :]: content for name, content in found.items()}
+        body = _body(found, contents)
+        values = {name[len(_CHANNEL) :]: content for name, content in found.items() if name != _BODY}
         return StoredCheckpoint(place, checkpoint_id, parent, body, values, writes)
 
     def _read(self, place: Place, contents: Sequence[Mapping[str, _Ref]]) -> list[dict[str, bytes]]:
@@ -517,7 +534,7 @@ class Checkpoints:
                 rows = self._rows.get_many([(*place, one) for one in ids])
                 entries = {row["checkpoint_id"]: _entry(row) for row in rows if row is not None}
                 bodies = self._read(place, [{_BODY: one.contents[_BODY]} for one in entries.values()])
-                body_of = {one: body[_BODY] for one, body in zip(entries, bodies, strict=True)}
+                body_of = {one: _body(body, entries[one].contents) for one, body in zip(entries, bodies, strict=True)}
                 wanted = [one for one in entries if accepts is None or accepts(body_of[one])]
                 if not wanted:
                     continue
@@ -723,6 +740,23 @@ def _entry(row: Row) -> _Entry:
     return _Entry(row["parent"], row["run_id"], {name: _Ref(*one) for name, one in contents.items()}, needs)
 
 
+def _check_text(text: str | None) -> None:
+    """Refuse what cannot be stored before anything is written.
+
+    Raises:
+        InvalidInputError: it holds a lone surrogate.
+    """
+    if text is not None and not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidInputError("an id or the name of a channel holds a lone surrogate") from None
+
+
+def _body(contents: Mapping[str, bytes], refs: Mapping[str, _Ref]) -> bytes:
+    return contents[_BODY] if refs[_BODY].inline is None else _decompressed(contents[_BODY])
+
+
 def _values_only(contents: Mapping[str, _Ref]) -> dict[str, _Ref]:
     return {name: one for name, one in contents.items() if name != _BODY}
 
@@ -792,17 +826,26 @@ def _merged(old: Sequence[Write], new: Sequence[Write]) -> list[Write]:
 
 
 def _encode_writes(writes: Sequence[Write]) -> bytes:
-    raw = _pack([list(one) for one in writes])
-    return _RAW + raw if len(raw) < _MIN_ZSTD_BYTES else _ZSTD + zstandard.compress(raw, _ZSTD_LEVEL)
+    return _compressed(_pack([list(one) for one in writes]))
 
 
 def _decode_writes(blob: bytes) -> list[Write]:
     try:
-        raw = blob[1:]
-        if blob[:1] == _ZSTD:
-            if zstandard.get_frame_parameters(raw).content_size > _MAX_WRITES_BYTES:
-                raise IntegrityError("stored writes claim an impossible size")
-            raw = zstandard.decompress(raw)
-        return [Write(*one) for one in _unpack(raw)]
-    except (zstandard.ZstdError, ValueError, TypeError, msgpack.UnpackException) as error:
+        return [Write(*one) for one in _unpack(_decompressed(blob))]
+    except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise IntegrityError("stored writes cannot be decoded") from error
+
+
+def _compressed(raw: bytes) -> bytes:
+    return _RAW + raw if len(raw) < _MIN_ZSTD_BYTES else _ZSTD + zstandard.compress(raw, _ZSTD_LEVEL)
+
+
+def _decompressed(blob: bytes) -> bytes:
+    if blob[:1] != _ZSTD:
+        return blob[1:]
+    try:
+        if zstandard.get_frame_parameters(blob[1:]).content_size > _MAX_BYTES:
+            raise IntegrityError("a stored value claims an impossible size")
+        return zstandard.decompress(blob[1:])
+    except zstandard.ZstdError as error:
+        raise IntegrityError("a stored value cannot be decompressed") from error

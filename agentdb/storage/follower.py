@@ -10,7 +10,7 @@ row ever gets. A flush moves rows unchanged, so their slots only learn where the
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ Slots = npt.NDArray[np.int64] | Sequence[int]
 
 _MASKS = 16
 """Filters whose masks are kept: a slot's answer never changes, so a mask only ever grows."""
+_PICKED = 20_000
 _FEW = 512
 """Up to so many rows are read and evaluated one by one; more are asked for by one scan."""
 
@@ -216,19 +217,9 @@ class Follower:
         where = plan.cold_where
         wanted = list(dict.fromkeys((*self.columns, *plan.evaluated)))
         if not self.live and not len(self._seen):
-            parts = []
-            for batch in cold.scan(entry.dataset, version, ["_key", *wanted], where, row_ids=True):
-                table = complete(pa.Table.from_batches([batch]), entry.schema, wanted)
-                ids = _row_ids(table)
-                parts.append(ids)
-                if shadow:
-                    hidden = pc.is_in(table.column("_key"), pa.array(list(shadow), pa.string()))
-                    table, ids = _filtered(table, ids, pc.invert(hidden))
-                self._take(table, ids, entry, plan, step)
-            step.seen = np.concatenate(parts) if parts else np.empty(0, np.int64)
+            step.seen = self._read_all(entry, plan, version, wanted, shadow, step)
             return
-        batches = list(cold.scan(entry.dataset, version, [], where, row_ids=True))
-        current = np.concatenate([_row_ids(one) for one in batches]) if batches else np.empty(0, np.int64)
+        current = self._ids_of(entry, where, version)
         step.seen = current
         mine = np.flatnonzero(self._live[: self.size] & (self._ids[: self.size] >= 0))
         step.dead.update(mine[~np.isin(self._ids[mine], current)].tolist())
@@ -248,6 +239,35 @@ class Follower:
             ids = new[fresh]
             table = cold.rows(entry.dataset, version, pa.array(ids, pa.uint64()), ["_key", *wanted])
             self._take(complete(table, entry.schema, wanted), ids, entry, plan, step)
+
+    def _ids_of(self, entry: TableEntry, where: str | None, version: int) -> npt.NDArray[np.int64]:
+        batches = self._core.cold.scan(entry.dataset, version, [], where, row_ids=True)
+        return np.concatenate([np.empty(0, np.int64), *(_row_ids(one) for one in batches)])
+
+    def _read_all(
+        self, entry: TableEntry, plan: Plan, version: int, wanted: list[str], shadow: set[str], step: _Step
+    ) -> npt.NDArray[np.int64]:
+        """Add all cold rows that count; return the row ids of all that the predicate selects."""
+        cold = self._core.cold
+        names = ["_key", *wanted]
+        ids = None if plan.cold_where is None else self._ids_of(entry, plan.cold_where, version)
+        tables: Iterable[pa.Table]
+        if ids is not None and len(ids) <= _PICKED:
+            # Scattered rows are picked faster than scanned for.
+            table = cold.rows(entry.dataset, version, pa.array(ids, pa.uint64()), names)
+            tables = [table.append_column("_rowid", pa.array(ids, pa.uint64()))] if len(ids) else []
+        else:
+            batches = cold.scan(entry.dataset, version, names, plan.cold_where, row_ids=True)
+            tables = (pa.Table.from_batches([one]) for one in batches)
+        seen = [np.empty(0, np.int64)]
+        for read in tables:
+            table, here = complete(read, entry.schema, wanted), _row_ids(read)
+            seen.append(here)
+            if shadow:
+                hidden = pc.is_in(table.column("_key"), pa.array(list(shadow), pa.string()))
+                table, here = _filtered(table, here, pc.invert(hidden))
+            self._take(table, here, entry, plan, step)
+        return np.concatenate(seen)
 
     def _take(self, table: pa.Table, ids: npt.NDArray[np.int64], entry: TableEntry, plan: Plan, step: _Step) -> None:
         """Add those of some cold rows for which the filter holds."""

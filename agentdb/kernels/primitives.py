@@ -104,7 +104,9 @@ def mmr(
     """
     torch = require_torch()
     rows = _matrix(candidates, "candidates", 3, device).double()
-    given = torch.as_tensor(np.asarray(relevance), dtype=torch.float64, device=device)
+    if not isinstance(relevance, torch.Tensor):
+        relevance = torch.from_numpy(np.array(relevance, np.float64))
+    given = relevance.to(device, torch.float64)
     if given.shape != rows.shape[:2]:
         raise InvalidInputError(f"relevance must be {list(rows.shape[:2])}, not {list(given.shape)}")
     if k < 1 or not 0 <= weight <= 1 or rows.shape[1] > 1024:

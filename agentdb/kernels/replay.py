@@ -60,6 +60,7 @@ class Replay:
         )
         self._queries = torch.zeros((n_queries, view.width), dtype=torch.float32, device=device)
         self._numbers = torch.zeros(numbers, dtype=torch.int64).pin_memory()
+        self._sent = torch.zeros(numbers, dtype=torch.int64, device=device)
         self._host = torch.empty((n_queries, n_columns), dtype=torch.int64).pin_memory()
         self._done = torch.cuda.Event()
         self._graph = torch.cuda.CUDAGraph()
@@ -69,8 +70,6 @@ class Replay:
             # Other threads go on allocating and copying meanwhile, which only this mode allows.
             self._graph.capture_begin(capture_error_mode="thread_local")
             try:
-                # Kept alive, because the graph reads it by its address.
-                self._sent = self._numbers.to(device, non_blocking=True) if numbers else None
                 self.launched = launch(self._static, self._queries, self._sent, self._pages)
                 self._host.copy_(self.launched.table, non_blocking=True)
             finally:
@@ -89,7 +88,9 @@ class Replay:
             self._view = view
         self._queries[:, : queries.shape[1]].copy_(queries, non_blocking=True)
         if numbers is not None:
+            # Outside the graph, so that it travels while the graph is being launched.
             self._numbers.numpy()[:] = numbers
+            self._sent.copy_(self._numbers, non_blocking=True)
         self._graph.replay()
         self._done.record()
 

@@ -43,7 +43,8 @@ _GROWTH = 1.25
 _STALE = 2.0
 """An index whose partitions were trained on fewer than one in so many of the rows is trained anew before it is probed more."""
 _SHALLOW = 8
-"""Partitions that the first trial looks into."""
+_DEPTHS = ((_SHALLOW, 3), (16, 3), (16, 8), (32, 8), (64, 16), (128, 32), (256, 64))
+"""How many partitions a trial looks into, and how many times K candidates it ranks by their vectors, from fast to thorough."""
 _SAMPLE = 64
 _K = 10
 _PATIENCE_S = 60.0
@@ -254,12 +255,20 @@ def _measured(table: Table, vector: StoredVector, depths: Sequence[IndexSpec], t
 
 
 def _depths(definition: Definition, vector_name: str, spec: IndexSpec, rows: int) -> list[IndexSpec]:
-    """Return an index probed ever more deeply, up to half of its partitions; one that was chosen, as it was chosen."""
+    """Return an index probed ever more deeply, up to half of its partitions; one that was chosen, as it was chosen.
+
+    Both what is looked at and what is ranked by the vectors themselves grow: where vectors lie evenly, codes are too coarse to
+    tell neighbours apart, however many partitions are searched.
+    """
     if definition.index_plan(vector_name).choice != "auto":
         return [spec]
     partitions = spec.build_parameters(rows, definition.vectors[vector_name].spec.dimension)["num_partitions"]
-    depths = [_SHALLOW << i for i in range(16) if _SHALLOW << i <= max(partitions // 2, _SHALLOW)]
-    return [replace(spec, nprobes=depth) for depth in depths]
+    most = max(partitions // 2, _SHALLOW)
+    return [
+        replace(spec, nprobes=min(nprobes, most), refine_factor=refine)
+        for nprobes, refine in _DEPTHS
+        if nprobes // 2 < most
+    ]
 
 
 def _neighbours(table: Table, vector: StoredVector, query: npt.NDArray[np.float32], spec: IndexSpec | None) -> set[str]:

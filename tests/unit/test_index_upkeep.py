@@ -87,7 +87,7 @@ def test_a_chosen_index_is_built_used_and_removed(db, rows):
 
 def test_one_that_pays_is_built_and_probed_until_it_finds_enough(db, rows, monkeypatch):
     monkeypatch.setattr(upkeep, "SCAN_BYTES", 1_000)
-    monkeypatch.setattr(upkeep, "_SHALLOW", 1)
+    monkeypatch.setattr(upkeep, "_DEPTHS", ((1, 1), (4, 2), (32, 8)))
     db.optimize()
     used = index_in_use(rows._store.read(), "vector")
     state = rows._store.read().index_plan("vector").state

@@ -17,9 +17,11 @@ from support.search_oracle import assert_nearest
 
 import agentdb
 from agentdb import Config, field
+from agentdb.storage.indices import IndexDefinition
 from agentdb.vectors import search as search_module
 from agentdb.vectors.collection import Collection
 from agentdb.vectors.definition import VectorSpec
+from agentdb.vectors.indexes import IvfFlat
 from agentdb.vectors.resident import ResidentCache
 from agentdb.vectors.search import Searcher
 
@@ -34,7 +36,9 @@ FILTERS = (
     field("n") <= 6,
     field("tag") != "a",
 )
-PATHS = ("resident", "table", "scan")
+PATHS = ("resident", "table", "scan", "index")
+INDEX = IvfFlat(partitions=1, nprobes=1)
+"""Looks into every partition there is, so it must find what an exact search finds."""
 
 ids = st.integers(0, 15).map(lambda i: f"r{i:02d}")
 # Few values: equal distances, zero vectors and equal rows are what a ranking can get wrong.
@@ -52,7 +56,8 @@ steps = st.one_of(
     st.tuples(st.just("upsert"), st.dictionaries(ids, rows, min_size=1, max_size=8)),
     st.tuples(st.just("delete"), st.lists(ids, min_size=1, max_size=4, unique=True)),
     st.tuples(st.just("delete where"), st.sampled_from("ab")),
-    st.tuples(st.sampled_from(["flush", "optimize", "bulk"]), st.none()),
+    st.tuples(st.just("update"), st.tuples(ids, st.sampled_from("abc"))),
+    st.tuples(st.sampled_from(["flush", "optimize", "bulk", "index"]), st.none()),
 )
 queries = st.lists(st.sampled_from([-1.0, 0.25, 1.0, 2.0]), min_size=D, max_size=D)
 
@@ -71,7 +76,12 @@ class _Held:
     def _searcher(self, path: str) -> Searcher:
         collection = self.collection
         cache = ResidentCache(1 if path == "scan" else 1 << 28)
-        return Searcher(self.db, collection._table, collection._store.read, cache, lambda: None, lambda _: None)  # type: ignore[arg-type, return-value]
+        index = self._index if path == "index" else lambda _: None
+        return Searcher(self.db, collection._table, collection._store.read, cache, lambda: None, index)  # type: ignore[arg-type, return-value]
+
+    def _index(self, _: str) -> IvfFlat | None:
+        info = self.collection._table.index_info("v")
+        return INDEX if info is not None and info.segments else None
 
     def apply(self, kind: str, what: Any) -> None:
         match kind:
@@ -84,6 +94,18 @@ class _Held:
             case "delete where":
                 self.collection.delete(filter=field("tag") == what)
                 self.rows = {key: row for key, row in self.rows.items() if row["metadata"].get("tag") != what}
+            case "update":
+                key, tag = what
+                if key in self.rows:
+                    self.collection.update([key], metadata=[{"tag": tag}], merge=True)
+                    row = self.rows[key]
+                    self.rows[key] = {**row, "metadata": {**row["metadata"], "tag": tag}}
+            case "index":
+                self.db.flush()
+                if any(row["vector"] is not None for row in self.rows.values()):
+                    kernel: Any = "l2" if self.metric == "euclidean" else self.metric
+                    definition = IndexDefinition(INDEX.kind, kernel, INDEX.build_parameters(len(self.rows), D))
+                    self.collection._table.build_index("v", definition)
             case "flush":
                 self.db.flush()
             case "optimize":
@@ -150,7 +172,7 @@ def test_vectors(metric: str, dtype: str, plan: list[Any], query: list[float], k
                         hits = searcher.search(query, k, filter=condition, exact=path == "scan")
                         _check(hits, held, query, k, condition)
                     taken = [one.path for one in searcher.explain_search(query, k, exact=path == "scan").signals]
-                    assert taken == [path] or not held.rows
+                    assert taken == [path] or not held.rows or path == "index"
 
 
 def _check(hits: list[agentdb.Hit], held: _Held, query: list[float], k: int, condition: Any) -> None:

@@ -8,12 +8,13 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 import agentdb
-from agentdb import Config, field
+from agentdb import Config, IndexSpec, IvfFlat, IvfHnswFlat, IvfHnswSq, IvfPq, IvfRq, IvfSq, field
 from benchmarks.harness import Figure, alternate, each, gate, median, seconds, spread
 from benchmarks.peers import Chroma, Faiss, LanceDB, Peer, Qdrant, Usearch
 
@@ -175,6 +176,38 @@ class _Build:
             found[f"{name} p50 ms"] = median(values) * 1e3
             found[f"{name} slowest ms"] = max(values) * 1e3
         return found
+
+
+def indices(folder: Path, *, quick: bool) -> Iterator[Figure]:
+    """Every kind of index, by build time, recall and latency: which one is the default, and why."""
+    rows, queries = clustered(20_000 if quick else 300_000, 100)
+    small: tuple[IndexSpec, ...] = (IvfSq(), IvfFlat(), IvfPq(sub_vectors=25), IvfHnswSq(), IvfHnswFlat())
+    yield from _kinds(folder / "clustered", rows, queries, "300k x 384", (IvfRq(), IvfSq(), IvfFlat(), IvfPq()))
+    glove = Path(os.environ.get(DATA, "")) / "glove50_100k"
+    if not quick and glove.is_dir():
+        base, queries = np.load(glove / "base.npy"), np.load(glove / "query.npy")[:100]
+        yield from _kinds(folder / "glove", base, queries, "GloVe 100k x 50", small)
+
+
+def _kinds(
+    folder: Path, rows: np.ndarray, queries: np.ndarray, what: str, kinds: Sequence[IndexSpec]
+) -> Iterator[Figure]:
+    truth = nearest(rows, queries, 10)
+    config = Config(resident_bytes=1 << 20, maintenance=False)  # so that nothing is answered from memory
+    with agentdb.open(folder, config=config) as db:
+        ours = _Ours(db, "rows", rows.shape[1])
+        ours.load(rows)
+        db.flush()
+        for kind in kinds:
+            ours.rows.set_index(kind)
+            build_s = seconds(db.optimize)
+            for nprobes in (4, 16) if isinstance(kind, IvfHnswSq | IvfHnswFlat) else (8, 32):
+                ours.rows.set_index(replace(kind, nprobes=nprobes))
+                db.optimize()
+                recall = _recall(lambda q: ours.search(q, 10), queries, truth)
+                ms = median([seconds(lambda q=q: ours.search(q, 10)) for _ in range(3) for q in queries]) * 1e3
+                detail = {"recall": recall, "build s": build_s, "nprobes": nprobes, "refine": kind.refine_factor}
+                yield Figure(f"{type(kind).__name__}, {what}, nprobes {nprobes}: p50", ms, "ms", detail=detail)
 
 
 def agents(folder: Path, *, quick: bool) -> Iterator[Figure]:

@@ -169,10 +169,10 @@ class _State(TypedDict):
 
 
 def _graph(saver: BaseCheckpointSaver, turns: int):
-    async def model(state: _State) -> _State:
+    async def model(_: _State) -> _State:
         return {"messages": [_message(1)]}
 
-    async def tool(state: _State) -> _State:
+    async def tool(_: _State) -> _State:
         return {"messages": [_message(0)]}
 
     def follow(state: _State) -> str:

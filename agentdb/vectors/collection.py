@@ -532,7 +532,7 @@ class Collection:
             min_score=min_score,
             group_by=group_by,
             offset=offset,
-            include=tuple(include) if not isinstance(include, str) else include,
+            include=tuple(include) if isinstance(include, list | tuple | Iterator) else include,
             exact=exact,
             explain=explain,
         )

@@ -58,6 +58,8 @@ PromotedType = Literal["string", "number", "bool"]
 
 TABLE_PREFIX = "_collection."
 MAX_DIMENSION = 65_536
+MAX_LENGTH = 2.0**62
+"""The longest vector, but with cosine: products and squared distances of two are finite in float32."""
 _METRICS = ("cosine", "dot", "euclidean")
 _COLLECTION_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,47}\Z")
 _VECTOR_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}\Z")

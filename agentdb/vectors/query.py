@@ -14,7 +14,7 @@ from agentdb.errors import InvalidInputError
 from agentdb.filters import And, Compare, Field, Filter, Path
 from agentdb.llm import Reranker
 from agentdb.types import Metric
-from agentdb.vectors.definition import Definition, VectorSpec, metadata_path
+from agentdb.vectors.definition import MAX_LENGTH, Definition, VectorSpec, metadata_path
 
 __all__ = ["Asked", "Fusion", "Mode", "Query", "Request", "SearchOptions", "asked_of", "request_of"]
 
@@ -383,7 +383,7 @@ def vector_of(value: Any, spec: VectorSpec, where: str) -> npt.NDArray[np.float3
     """Return `[D]` float32, rounded as stored vectors are, so that every way to search compares alike.
 
     Raises:
-        InvalidInputError: another dimension, NaN or infinity, or the zero vector with cosine.
+        InvalidInputError: another dimension, NaN or infinity, the zero vector with cosine, or one too long without.
     """
     array = _numbers(value, 1, f"a vector [{spec.dimension}]", where)
     if len(array) != spec.dimension:
@@ -394,6 +394,8 @@ def vector_of(value: Any, spec: VectorSpec, where: str) -> npt.NDArray[np.float3
         raise InvalidInputError(f"{where} holds NaN, infinity, or a number that is no finite {spec.dtype}")
     if spec.metric == "cosine" and not vector.any():
         raise InvalidInputError(f"{where} must not be the zero vector with metric 'cosine'")
+    if spec.metric != "cosine" and np.linalg.norm(vector.astype(np.float64)) > MAX_LENGTH:
+        raise InvalidInputError(f"{where} is longer than {MAX_LENGTH:.2g}, and cannot be compared")
     return vector
 
 

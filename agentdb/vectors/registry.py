@@ -67,8 +67,11 @@ class Collections:
     def _stored(self, name: str) -> tuple[DefinitionStore, Table]:
         with self._engine.snapshot():
             definitions = self._engine.table(DEFINITIONS.name)
-            store = DefinitionStore(self._engine, definitions, name, partial(self._upkeep.note, name))
-            return store, self._engine.table(store.read().table_name)
+            found = self._find(name)
+            if found is None:
+                raise NotFoundError(f"collection {name!r} was dropped")
+            table = self._engine.table(found.table_name)
+            return DefinitionStore(self._engine, definitions, name, table, partial(self._upkeep.note, name)), table
 
     def _definitions(self) -> Table | None:
         """Return the table of definitions; None as long as there never was a collection."""

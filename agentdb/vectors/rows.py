@@ -20,7 +20,7 @@ from agentdb.filters import decode_json, derive_terms, encode_json, parse_json
 from agentdb.storage.schema import TableSchema
 from agentdb.types import Row
 from agentdb.vectors.analysis import encode_terms
-from agentdb.vectors.definition import Definition, VectorSpec
+from agentdb.vectors.definition import MAX_LENGTH, Definition, VectorSpec
 
 __all__ = [
     "Batch",
@@ -160,7 +160,8 @@ def check_vector_columns(vectors: Any, definition: Definition, rows: int | None)
         rows: how many there must be; None: as many as the first has.
 
     Raises:
-        InvalidInputError: an unknown name; a wrong number, shape, dimension or type; NaN, infinity; a zero vector with cosine.
+        InvalidInputError: an unknown name; a wrong number, shape, dimension or type; NaN, infinity; a zero vector with cosine,
+            one longer than 4.6e18 with another metric.
     """
     named = vectors if isinstance(vectors, Mapping) else {definition.default_vector: vectors}
     found: dict[str, pa.Array] = {}
@@ -256,6 +257,12 @@ def _to_column(matrix: Any, present: npt.NDArray[np.bool_] | None, spec: VectorS
         if zero.any():
             row = int(np.flatnonzero(zero)[0])
             raise InvalidInputError(f"{what}: row {row} is the zero vector, which has no direction for cosine")
+    if spec.metric != "cosine" and spec.dtype == "float32" and len(matrix):
+        with np.errstate(over="ignore"):
+            long = np.vecdot(matrix, matrix) > MAX_LENGTH**2
+        if long.any():
+            row = int(np.flatnonzero(long)[0])
+            raise InvalidInputError(f"{what}: row {row} is longer than {MAX_LENGTH:.2g}, and cannot be compared")
     if present is not None:
         spread = np.zeros((len(present), spec.dimension), matrix.dtype)
         spread[present] = matrix

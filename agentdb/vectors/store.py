@@ -25,18 +25,23 @@ DEFINITIONS = TableSchema(
 
 
 class DefinitionStore:
-    """The stored definition of one collection: read in the caller's view, replaced in a transaction."""
+    """The stored definition of one collection: read in the caller's view, replaced in a transaction.
+
+    It belongs to the collection whose rows are in ``table``, not to a later one of the same name.
+    """
 
     def __init__(
         self,
         engine: Engine,
         definitions: Table,
         name: str,
+        table: Table,
         on_filter: Callable[[Path, PromotedType], None] | None = None,
     ) -> None:
         self.engine = engine
         self.name = name
         self._definitions = definitions
+        self._table = table
         self._on_filter = on_filter
         self._parsed: tuple[str, Definition] | None = None
 
@@ -47,13 +52,20 @@ class DefinitionStore:
             NotFoundError: the collection was dropped.
         """
         row = self._definitions.get(self.name)
-        if row is None:
-            raise NotFoundError(f"there is no collection {self.name!r}; it may have been dropped")
+        # In this order: a table that is there after its definition was read was there when it was.
+        if row is None or not self._is_there():
+            raise NotFoundError(f"collection {self.name!r} was dropped; what has its name by now is another one")
         parsed = self._parsed
         if parsed is None or parsed[0] != row["definition"]:
             made = replace(Definition.from_json(self.name, row["definition"]), on_filter=self._on_filter)
             parsed = self._parsed = row["definition"], made
         return parsed[1]
+
+    def _is_there(self) -> bool:
+        """Whether the rows are there: in the current view, or as of the last read."""
+        core = self.engine._core
+        view = core.current()
+        return self._table._id in (core if view is None else view).catalogue.by_id
 
     def change(self, step: Callable[[Definition], Definition]) -> Definition:
         """Replace the definition by what ``step`` makes of it, in one transaction, and return it.

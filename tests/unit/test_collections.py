@@ -97,6 +97,38 @@ def test_collections_are_made_listed_and_dropped(db: Database) -> None:
         first.count()
 
 
+def test_a_handle_of_a_dropped_collection_has_no_part_in_its_successor(db: Database) -> None:
+    first = db.collection("notes", dimension=3)
+    first.upsert(["a"], rows(1), ["red fish"], [{"n": 1}])
+    assert first.search([1, 0, 0])
+    db.drop_collection("notes")
+    again = db.collection("notes", dimension=3)
+    again.upsert(["b"], rows(1), ["blue bird"], [{"n": 2}])
+    for call in (
+        lambda: first.vectors,
+        lambda: first.promoted,
+        lambda: first.embedder,
+        lambda: first.search([1, 0, 0]),
+        lambda: first.search("bird", mode="text"),
+        lambda: first.upsert(["b"], rows(1)),
+        lambda: first.update(["b"], texts=["grey"]),
+        lambda: first.delete(["b"]),
+        lambda: first.delete(filter=col("n") == 2),
+        lambda: first.erase(["b"]),
+        lambda: first.promote("n", float),
+        lambda: first.reembed(Letters()),
+        lambda: first.set_index("none"),
+        lambda: first.index_status(),
+        lambda: list(first.scan()),
+    ):
+        with pytest.raises(NotFoundError, match="'notes' was dropped"):
+            call()
+    definition = again._store.read()
+    assert definition.revision == 1
+    assert not definition.promoted
+    assert again.get("b").text == "blue bird"
+
+
 def test_making_one_is_part_of_a_transaction(db: Database) -> None:
     def fail() -> None:
         with db.transaction():
@@ -616,6 +648,22 @@ def test_zero_vectors_are_refused_with_cosine_only(db: Database) -> None:
         made = db.collection(metric, dimension=3, metric=metric)
         made.upsert(["a"], [[0, 0, 0]])
         np.testing.assert_array_equal(made.get("a").vector, [0, 0, 0])
+
+
+def test_vectors_too_long_to_be_compared_are_refused_but_with_cosine(db: Database) -> None:
+    # Between two of them a float32 distance would be infinite.
+    for metric in ("dot", "euclidean"):
+        made = db.collection(metric, dimension=3, metric=metric)
+        with pytest.raises(InvalidInputError, match="vectors: row 1 is longer than"):
+            made.upsert(["a", "b"], [[1, 2, 3], [3e18, 3e18, 3e18]])
+        made.upsert(["a", "b"], [[4e18, 0, 0], [-4e18, 0, 0]])
+        with pytest.raises(InvalidInputError, match="query is longer than"):
+            made.search([1e19, 0, 0])
+        assert [hit.id for hit in made.search([4e18, 0, 0])] == ["a", "b"]
+        assert all(np.isfinite([hit.score, hit.distance]).all() for hit in made.search([4e18, 0, 0]))
+    cosine = db.collection("cosine", dimension=3)
+    cosine.upsert(["a", "b"], [[3e38, 0, 0], [0, 1e-40, 0]])
+    assert [hit.distance for hit in cosine.search([3e38, 0, 0])] == pytest.approx([0, 1])
 
 
 def test_float16_refuses_what_it_cannot_hold(db: Database) -> None:

@@ -450,6 +450,7 @@ V = [1.0] * 64
         (V, {"group_by": 3}, "group_by must be"),
         (V, {"include": "text"}, "include must be"),
         (V, {"include": ["vector"]}, "include must be one of"),
+        (V, {"include": None}, "include must be a list"),
         (V, {"filter": {"agent": "a"}}, "filter must be"),
         (V, {"exact": 1}, "exact must be a bool"),
         (V, {"explain": "yes"}, "explain must be a bool"),

@@ -415,6 +415,10 @@ class IndexedVectors(_Indexed):
         if "refine_factor" in probe:
             # Every row that is ranked by its stored vector is read: as many as the wanted ones need, and all that are asked for.
             probe["refine_factor"] = max(1, -(-probe["refine_factor"] * self._wanted // k))
+        # Lance computes with halves where they are stored, which is too coarse to rank hot and cold rows together.
+        stored = self._table.schema.column(column)
+        is_coarse = self._probe is not None and stored.dtype == np.float16
+        columns = (*self._carried, column) if is_coarse else self._carried
         found = []
         for its_hot, query in zip(hot, queries, strict=True):
             cold = self._table.nearest_cold(
@@ -423,12 +427,16 @@ class IndexedVectors(_Indexed):
                 k,
                 metric=metric,
                 filter=self._filter,
-                columns=self._carried,
+                columns=columns,
                 probe=probe,
                 hidden=self._frozen.hidden,
                 exact=self._probe is None,
             )
-            found.append(_merged(its_hot, self._taken(cold, "_distance"), k, 1))
+            its_cold = self._taken(cold, "_distance")
+            if is_coarse and its_cold.keys:
+                matrix = stored.vector_matrix(pa.concat_arrays(cold.column(column).chunks))
+                its_cold = Found(its_cold.keys, distances(query[None], matrix, metric)[0].astype(np.float64))
+            found.append(_merged(its_hot, its_cold, k, 1))
         return found
 
     def distances(self, column: str, query: npt.NDArray[np.float32], keys: Sequence[str], metric: Metric) -> Floats:

@@ -45,6 +45,10 @@ class _Entries:
         if not db.read_only:
             db.add_maintenance("langgraph-cache", self._sweep)
 
+    def is_plain_view(self) -> bool:
+        """Whether the caller has no transaction open."""
+        return self.table.is_plain_view()
+
     def now(self) -> datetime:
         moment: datetime = self.db.config.clock()
         return moment.astimezone(UTC)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import agentdb
 from agentdb import AsyncDatabase, ClosedError, Database, InvalidInputError
@@ -16,11 +16,18 @@ from agentdb import AsyncDatabase, ClosedError, Database, InvalidInputError
 __all__ = ["Connection"]
 
 R = TypeVar("R")
-T_co = TypeVar("T_co", covariant=True)
+T_co = TypeVar("T_co", bound="Prepared", covariant=True)
 Pool = Literal["read", "write"]
 
 _THREADS: dict[Pool, int] = {"read": 16, "write": 32}
 """Waiting for a commit costs no processor, and writers that wait together share one; reads never queue behind them."""
+
+
+class Prepared(Protocol):
+    """What is made of a database."""
+
+    def is_plain_view(self) -> bool:
+        """Whether the caller has no transaction open."""
 
 
 class Connection(Generic[T_co]):
@@ -71,9 +78,10 @@ class Connection(Generic[T_co]):
         if prepared is None or self._is_closed:
             with self._mutex:
                 self.check()
-                if self._prepared is None:
-                    self._prepared = self._open()
-                prepared = self._prepared
+                prepared = self._prepared or self._prepare(self._database())
+                if prepared.is_plain_view():
+                    # Tables that were made inside a transaction of the caller may yet be rolled back.
+                    self._prepared = prepared
         return prepared
 
     def check(self) -> None:
@@ -85,17 +93,12 @@ class Connection(Generic[T_co]):
         if self._is_closed:
             raise ClosedError("this saver or cache is closed")
 
-    def _open(self) -> T_co:
+    def _database(self) -> Database:
         if isinstance(self._given, Database):
-            return self._prepare(self._given)
-        database = agentdb.open(self._given)
-        try:
-            prepared = self._prepare(database)
-        except BaseException:
-            database.close()
-            raise
-        self._opened = database
-        return prepared
+            return self._given
+        if self._opened is None:
+            self._opened = agentdb.open(self._given)
+        return self._opened
 
     async def run(self, pool: Pool, work: Callable[[], R]) -> R:
         """Return what ``work`` returns, called on a thread: the event loop goes on meanwhile.

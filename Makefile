@@ -67,7 +67,7 @@ constraints: ## solve constraints.txt anew
 	build/constraints/bin/python -m pip install --quiet --editable '.[local,http,langgraph]' --group dev --group docs --group bench
 	( echo '# What CI installs on Python 3.11; made by `make constraints`.'; \
 	  build/constraints/bin/python -m pip freeze --exclude-editable | sed -E 's/^([^@ ]+==[^+]+)\+.*/\1/' \
-	  | grep -vE '^(cuda|nvidia|triton)' ) > constraints.txt
+	  | grep -vE '^(cuda|nvidia)' ) > constraints.txt
 	rm -rf build/constraints
 
 clean: ## remove what was built, except the environment
@@ -75,11 +75,12 @@ clean: ## remove what was built, except the environment
 	find $(wildcard $(CHECKED)) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch goes first, alone: asked for by another package, pip would take its newest build. Its own pin is left out of the
-# constraints so that TORCH decides.
+# constraints so that TORCH decides, and so is Triton's where torch brought the one that it needs.
 $(STAMP): pyproject.toml constraints.txt Makefile
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade 'pip>=25.1'
-	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(PY) -m pip install $(TORCH)
+	if $(PY) -m pip show --quiet triton 2>/dev/null; then brought='|triton'; fi; \
+	  grep -vE "^(torch$$brought)==" constraints.txt > $(VENV)/constraints.txt
 	$(PY) -m pip install --constraint $(VENV)/constraints.txt --editable '.[local,http,langgraph]' --group dev
 	touch $@

@@ -141,14 +141,14 @@ def _packed(message: Any) -> ormsgpack.Ext:
     return ormsgpack.Ext(EXT_PYDANTIC_V2, ormsgpack.packb((*name, values, "model_validate_json"), option=_OPTIONS))
 
 
-def _message(cls: type[messages.BaseMessage], values: dict[str, Any]) -> messages.BaseMessage | None:
+def _message(cls: type[messages.BaseMessage], values: Any) -> messages.BaseMessage | None:
     """Return the message that ``cls(**values)`` makes; None where only the long way can tell.
 
     Half of the time that a checkpoint takes to load goes into the constructors of its messages, which only hand on what they
     get. Pydantic's validator is called without them, once it was seen to make the same message of a class.
     """
     is_trusted = _trusted.get(cls)
-    if is_trusted is False or "content" not in values or "content_blocks" in values:
+    if is_trusted is False or type(values) is not dict or "content" not in values or "content_blocks" in values:
         return None
     try:
         if is_trusted is None:

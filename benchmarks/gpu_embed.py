@@ -74,7 +74,7 @@ def main():
     else:
         model = trained()
         words = [word for word in model.tokenizer.get_vocab() if word.isalpha() and len(word) > 2][:3000]
-    count = 32_768 if is_cuda and not given.quick else 2_000 if is_cuda else 200
+    count = 32_768 if is_cuda and not given.quick else 2_000 if is_cuda else 100
     encoder = BatchEncoder(model, device=device, threads=given.threads)
     print(encoder.explain())
     rounded = None if is_cuda else BatchEncoder(model, dtype="bfloat16", threads=given.threads)
@@ -84,7 +84,7 @@ def main():
     for ragged in (False, True):
         texts = make_texts(words, count, 128, ragged=ragged)
         tokens = int(encoder._tokenizer.encode(texts[:1000])[0].mean())
-        few = texts[:256]
+        few = texts[:256] if is_cuda else texts[:64]
         with gate(f"vectors, ragged={ragged}"):
             model.float().to("cpu")
             want = model.encode(few[:64], show_progress_bar=False)
@@ -106,7 +106,7 @@ def main():
             contestants[f"encode_{batch}"] = timed(
                 lambda t=part, b=batch: stock.encode(t, batch_size=b, show_progress_bar=False), device
             )
-        taken = in_turn(2, contestants, each=3)
+        taken = in_turn(2, contestants, each=3 if is_cuda else 1)
         label = f"{'lognormal lengths' if ragged else 'equal lengths'}, {tokens} tokens"
         rate = len(texts) / median(taken["ours"])
         is_bar = is_cuda and not given.quick and not ragged

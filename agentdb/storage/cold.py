@@ -51,6 +51,7 @@ _SCAN_SHARE = 20
 """Scanning the key column beats looking up more than one key in so many."""
 _DELETE_ROWS = 20_000
 _MAX_VECTOR_SEGMENTS = 3
+_FEW_HITS = 1 << 16
 """A search looks into every segment, at half a millisecond each."""
 _MANIFEST = re.compile(r"(\d+)\.manifest\Z")
 _MAX_U64 = (1 << 64) - 1
@@ -258,7 +259,7 @@ class ColdStore:
                 return pa.table({"_key": pa.array([], pa.string()), "_distance": pa.array([], pa.float32())})
             return handle.scanner(
                 columns=["_key", "_distance"],
-                nearest={"column": column, "q": query, "k": k, "metric": metric, "use_index": False},
+                nearest={"column": column, "q": query, "k": _room(handle, k), "metric": metric, "use_index": False},
                 filter=where,
                 prefilter=True,
             ).to_table()
@@ -287,7 +288,7 @@ class ColdStore:
         Rows that the index does not cover are compared one by one. Fewer than K come only if fewer match.
         """
         handle = self.open(dataset, version)
-        nearest = {"column": column, "q": query, "k": k, "metric": metric, "use_index": True}
+        nearest = {"column": column, "q": query, "k": _room(handle, k), "metric": metric, "use_index": True}
         for name, value in probe.items():
             # Only a lower limit: with a filter the partitions nearest by may not hold K rows that match.
             nearest["minimum_nprobes" if name == "nprobes" else name] = value
@@ -306,7 +307,7 @@ class ColdStore:
             names = [name for name in columns if name in handle.schema.names]
             query = MatchQuery(text, column)
             return handle.scanner(
-                columns=[*names, "_score"], full_text_query=query, limit=k, filter=where, prefilter=True
+                columns=[*names, "_score"], full_text_query=query, limit=_room(handle, k), filter=where, prefilter=True
             ).to_table()
 
     def count_matches(self, dataset: str, version: int, column: str, text: str) -> int:
@@ -359,6 +360,11 @@ def _to_table(handle: lance.LanceDataset, columns: Sequence[str], where: str, *,
 def _scan_for(handle: lance.LanceDataset, keys: pa.Array) -> pa.Table:
     scanned = handle.scanner(columns=["_key"], with_row_id=True).to_table()
     return scanned.filter(pc.is_in(scanned.column("_key"), keys))
+
+
+def _room(handle: lance.LanceDataset, k: int) -> int:
+    """Return for how many hits Lance is to make room: it does so at once, and ends the process where it cannot."""
+    return k if k <= _FEW_HITS else min(k, max(handle.count_rows(), _FEW_HITS))
 
 
 def _find(handle: lance.LanceDataset, keys: Sequence[str] | pa.Array) -> pa.Table:

@@ -32,6 +32,8 @@ __all__ = ["Table"]
 _FETCH_ROWS = 4_096
 _SORTABLE = frozenset({"string", "bool", "int", "uint64", "float", "binary", "timestamp", "date"})
 _DELETE_ATTEMPTS = 3
+_TIES = 1 << 14
+"""Among so many equal scores of an index it is left to chance which are cut off."""
 _METRICS = ("cosine", "l2", "dot")
 
 
@@ -536,7 +538,8 @@ class Table:
                 )
 
             found_table = _enough(entry.schema, plan, nearest, k, hidden, names, "_distance")
-            return found_table.sort_by([("_distance", "ascending"), ("_key", "ascending")]).slice(0, k)
+            found_table = found_table.sort_by([("_distance", "ascending"), ("_key", "ascending")])
+            return found_table.slice(0, min(k, found_table.num_rows))
 
     def match_cold(
         self,
@@ -553,7 +556,8 @@ class Table:
         Args:
             column: a text column with a text index.
             text: a row matches if it holds any of its terms.
-            k: as for `nearest_cold`, like the rest.
+            k: as for `nearest_cold`, like the rest. Equal scores are in the order of keys, and cut so, if they are not those of
+                more than thousands of rows.
             filter: only rows that match.
             columns: what else to return.
             hidden: encoded keys of rows that do not count.
@@ -574,7 +578,8 @@ class Table:
                 return self._core.cold.match(entry.dataset, version, column, text, wanted, plan.cold_where, needed)
 
             found = _enough(entry.schema, plan, match, k, hidden, names, "_score")
-            return found.sort_by([("_score", "descending"), ("_key", "ascending")]).slice(0, k)
+            found = found.sort_by([("_score", "descending"), ("_key", "ascending")])
+            return found.slice(0, min(k, found.num_rows))
 
     def text_frequencies(self, column: str, terms: Sequence[str]) -> tuple[int, dict[str, int]]:
         """Return how many cold rows have a text, and in how many each term occurs, as the text index sees terms.
@@ -1028,8 +1033,10 @@ def _enough(
     names: Sequence[str],
     value: str,
 ) -> pa.Table:
-    """Search for more and more rows, until K of them count or there are no more."""
+    """Search for more and more rows, until K of them count or there are no more; and of BM25 all that equal the K-th."""
     wanted = k + min(len(hidden), k + 16)
+    if value == "_score":
+        wanted += 8
     while True:
         found = search(wanted)
         exhausted = found.num_rows < wanted
@@ -1038,9 +1045,17 @@ def _enough(
         found = complete(found, schema, list(dict.fromkeys((*names, *plan.evaluated))))
         if plan.evaluated:
             found = found.filter(plan.chosen(schema, found))
-        if found.num_rows >= k or exhausted:
+        if exhausted or (found.num_rows >= k and (wanted >= _TIES or _is_cut(found, k, value))):
             return found.select(["_key", value, *names])
         wanted *= 4
+
+
+def _is_cut(found: pa.Table, k: int, value: str) -> bool:
+    """Whether no row that was left out can be as good as the K-th: Lance cuts equal ones by chance, which a page must not."""
+    if value != "_score":
+        return True  # an index of vectors is inexact anyway
+    scores = np.sort(found.column(value).to_numpy())
+    return bool(scores[0] < scores[len(scores) - k])
 
 
 def _text(keys: Sequence[str]) -> pa.Array:

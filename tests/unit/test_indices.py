@@ -168,6 +168,29 @@ def test_hidden_keys_filters_and_columns(table, indexed, exact):
     assert ids(table, found) == everything[50:]
 
 
+@pytest.mark.parametrize("k", [1 << 17, 1 << 63, 10**30])
+def test_more_may_be_asked_for_than_lance_has_room_for(table, k):
+    query = np.ones(D)
+    table.build_index("vector", FLAT)
+    table.build_text_index("text")
+    assert len(table.search("vector", query, k, metric="l2")) == 600
+    for exact in (True, False):
+        assert table.nearest_cold("vector", query, k, metric="l2", probe=ALL, exact=exact).num_rows == 600
+    assert table.match_cold("text", "apple", k).num_rows == sum("apple" in row["text"] for row in rows(0, 600))
+
+
+@pytest.mark.parametrize("condition", [None, field("kind") == "a", field("meta", "i") >= 5])
+def test_equal_scores_are_cut_in_the_order_of_keys(db, table, condition):
+    table.put_many({**row, "text": "apple river"} for row in rows(0, 300))
+    db.flush()
+    table.build_text_index("text")
+    hidden = frozenset({"d00000", "d00004", "d00040"})
+    found = table.match_cold("text", "apple", 600, filter=condition, hidden=hidden).column("_key").to_pylist()
+    for k in (1, 7, 14, 50, 200):
+        page = table.match_cold("text", "apple", k, filter=condition, hidden=hidden)
+        assert page.column("_key").to_pylist() == found[:k]
+
+
 def test_zero_vectors_are_at_distance_one_in_an_exact_search(db):
     table = db.table(DOCS)
     table.put_many([{"id": "zero", "vector": np.zeros(D, np.float32)}, {"id": "none"}, *rows(0, 3)])

@@ -22,7 +22,7 @@ from agentdb.storage.cold import ColumnFill, Revision, cold_errors
 from agentdb.storage.core import LOCK_DIRECTORY, Core, WriteView
 from agentdb.storage.files import make_durable
 from agentdb.storage.hot import TableEntry
-from agentdb.storage.indices import IndexDefinition, Segment
+from agentdb.storage.indices import IndexDefinition, Segment, most_extended
 from agentdb.types import Key, OnProgress, Progress, Row
 
 __all__ = ["ColdEncoder", "ColdWriter", "Guard"]
@@ -40,9 +40,6 @@ _MAX_SEGMENTS = 8
 _DELETED_SHARE = 0.1
 _EXTEND_ROWS = 2_000
 """So many rows, compared one by one, cost a search as much as the index itself."""
-_EXTEND_MOST_ROWS = 100_000
-_EXTEND_GRAPH_ROWS = 5_000
-"""More rows than this take too long to index under the cold lock: the index is due to be built anew."""
 
 
 class _Change:
@@ -366,7 +363,7 @@ class ColdWriter:
         limit = 1 if everything else self._core.config.compact_fragments
         with self._undisturbed(table_id, name, timeout_s) as change:
             revision = change.revision
-            revision.extend_indices(lambda one: (1 if everything else _EXTEND_ROWS, _most_rows(one)))
+            revision.extend_indices(lambda one: (1 if everything else _EXTEND_ROWS, most_extended(one.kind)))
             fragments = revision.fragments()
             worth = [one for one, rows, deleted in fragments if rows < _SMALL_ROWS or deleted > rows * _DELETED_SHARE]
             dirty = any(deleted > rows * _DELETED_SHARE for _, rows, deleted in fragments)
@@ -491,10 +488,6 @@ class _Stages:
         if self._on_progress is not None:
             self._on_progress(Progress(f"index {self._column}: {name}", self._NAMES.index(name), 3))
         return self._stop is None or not self._stop.is_set()
-
-
-def _most_rows(definition: IndexDefinition) -> int:
-    return _EXTEND_GRAPH_ROWS if "HNSW" in definition.kind else _EXTEND_MOST_ROWS
 
 
 class _EndOfBulk:

@@ -24,9 +24,11 @@ from agentdb.errors import FormatError, InvalidInputError
 from agentdb.storage.schema import TableSchema
 from agentdb.types import Metric
 
-__all__ = ["TEXT_INDEX", "IndexDefinition", "IndexInfo", "Segment", "index_name"]
+__all__ = ["TEXT_INDEX", "IndexDefinition", "IndexInfo", "Segment", "index_name", "most_extended"]
 
 _RECORD = "agentdb.index."
+_MOST_EXTENDED = 100_000
+_MOST_EXTENDED_GRAPH = 5_000
 _FLAT_PARTITIONS = 256
 _PARTITION_ROWS = 16
 _TOO_FEW_CLUSTERS = re.compile(r"could only form (\d+) non-empty clusters")
@@ -117,6 +119,11 @@ class IndexInfo:
     rows_indexed: int
     rows_unindexed: int
     segments: int
+
+
+def most_extended(kind: str) -> int:
+    """Return how many rows can join an index under the cold lock; of more, it is due to be built anew."""
+    return _MOST_EXTENDED_GRAPH if "HNSW" in kind else _MOST_EXTENDED
 
 
 def index_name(column: str) -> str:

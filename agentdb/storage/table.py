@@ -910,6 +910,20 @@ class Table:
             version = view.version(entry)
             return self._core.cold.count(entry.dataset, version) if version else 0
 
+    def cold_vectors(self, column: str) -> Iterator[tuple[list[str], np.ndarray[Any, np.dtype[np.float32]]]]:
+        """Yield the encoded keys and `[n, D]` vectors of all cold rows that have one, in batches, from one state."""
+        with self._core.reading() as view:
+            entry = self._entry(view)
+            vector, version, pin = entry.schema.column(column), view.version(entry), view.pin()
+        try:
+            for batch in self._core.cold.scan(entry.dataset, version, ["_key", column]) if version else ():
+                if column in batch.schema.names:
+                    present = batch.filter(batch.column(column).is_valid())
+                    matrix = vector.vector_matrix(present.column(column)).astype(np.float32, copy=False)
+                    yield present.column("_key").to_pylist(), matrix
+        finally:
+            self._core.pins.release(pin)
+
     def sample_vectors(self, column: str, rows: int) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return `[N, D]` vectors of cold rows drawn at random: at most so many, fewer where rows have none."""
         with self._core.reading() as view:

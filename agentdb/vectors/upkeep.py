@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agentdb.errors import AgentDBError, NotFoundError
-from agentdb.storage.indices import IndexDefinition, IndexInfo
+from agentdb.storage.indices import IndexDefinition, IndexInfo, most_extended
 from agentdb.storage.locks import LockedError
 from agentdb.storage.table import Table
 from agentdb.types import Metric, OnProgress
@@ -42,10 +42,13 @@ _GROWTH = 1.25
 """An index is measured again when the rows have become so many times as many."""
 _STALE = 2.0
 """An index whose partitions were trained on fewer than one in so many of the rows is trained anew before it is probed more."""
+_FAST = 1.05
 _SHALLOW = 8
 _DEPTHS = ((_SHALLOW, 3), (16, 3), (16, 8), (32, 8), (64, 16), (128, 32), (256, 64))
 """How many partitions a trial looks into, and how many times K candidates it ranks by their vectors, from fast to thorough."""
 _SAMPLE = 64
+_PASS_ROWS = 4_096
+_TINY = np.finfo(np.float32).tiny
 _K = 10
 _PATIENCE_S = 60.0
 """After a failure, or where another process is at it, an index is left alone for so long."""
@@ -138,6 +141,8 @@ def due(definition: Definition, vector_name: str, info: IndexInfo | None, rows: 
     if rows < _MIN_ROWS:
         return None
     if info is None or not info.segments or state is None or not _built_alike(state.index, wanted):
+        return "build"
+    if info.rows_unindexed > most_extended(wanted.kind):
         return "build"
     is_probed_otherwise = plan.choice != "auto" and state.index != wanted
     return "measure" if is_probed_otherwise or rows >= state.measured_rows * _GROWTH else None
@@ -243,10 +248,10 @@ def _measured(table: Table, vector: StoredVector, depths: Sequence[IndexSpec], t
     queries = table.sample_vectors(vector.column, _SAMPLE)
     if vector.spec.metric == "cosine":
         queries = queries[queries.any(axis=1)]
-    truth = [_neighbours(table, vector, query, None) for query in queries]
+    truth = _truth(table, vector, queries)
     recall, spec = 0.0, depths[0]
     for spec in depths:
-        found = [_neighbours(table, vector, query, spec) for query in queries]
+        found = [_found(table, vector, query, spec) for query in queries]
         shares = [len(one & gold) / len(gold) for one, gold in zip(found, truth, strict=True) if gold]
         recall = float(np.mean(shares)) if shares else 1.0
         if recall >= GOOD_RECALL:
@@ -271,15 +276,40 @@ def _depths(definition: Definition, vector_name: str, spec: IndexSpec, rows: int
     ]
 
 
-def _neighbours(table: Table, vector: StoredVector, query: npt.NDArray[np.float32], spec: IndexSpec | None) -> set[str]:
-    found = table.nearest_cold(
-        vector.column,
-        query,
-        _K + 1,
-        metric=_metric(vector),
-        probe={} if spec is None else spec.probe_parameters(),
-        exact=spec is None,
-    )
+def _truth(table: Table, vector: StoredVector, queries: npt.NDArray[np.float32]) -> list[set[str]]:
+    """Return the keys of the rows that are nearest to each query, the query's own left out, in one pass over all of them."""
+    best = np.full((len(queries), _K + 1), np.inf, np.float32)
+    keys = np.full(best.shape, "", object)
+    for names, matrix in table.cold_vectors(vector.column):
+        for begin in range(0, len(names), _PASS_ROWS):
+            part = _distances(queries, matrix[begin : begin + _PASS_ROWS], vector)
+            both = np.concatenate([best, part], axis=1)
+            nearest = np.argpartition(both, _K, axis=1)[:, : _K + 1]
+            named = np.broadcast_to(np.array(names[begin : begin + _PASS_ROWS], object), part.shape)
+            best = np.take_along_axis(both, nearest, axis=1)
+            keys = np.take_along_axis(np.concatenate([keys, named], axis=1), nearest, axis=1)
+    order = np.argsort(best, axis=1)[:, 1:]
+    rows = np.take_along_axis(keys, order, axis=1)
+    return [{key for key in row if key} for row in rows]
+
+
+def _distances(
+    queries: npt.NDArray[np.float32], rows: npt.NDArray[np.float32], vector: StoredVector
+) -> npt.NDArray[np.float32]:
+    """Return `[Q, n]` what orders rows as their distances do, to float32."""
+    products: npt.NDArray[np.float32] = queries @ rows.T
+    squares: npt.NDArray[np.float32] = np.einsum("nd,nd->n", rows, rows)
+    if vector.spec.metric == "dot":
+        np.negative(products, out=products)
+    elif vector.spec.metric == "cosine":
+        np.divide(products, -np.sqrt(np.maximum(squares, _TINY)), out=products)
+    else:
+        np.subtract(squares, 2 * products, out=products)
+    return products
+
+
+def _found(table: Table, vector: StoredVector, query: npt.NDArray[np.float32], spec: IndexSpec) -> set[str]:
+    found = table.nearest_cold(vector.column, query, _K + 1, metric=_metric(vector), probe=spec.probe_parameters())
     return set(found.column("_key").to_pylist()[1:])
 
 
@@ -306,14 +336,18 @@ class IndexUpkeep:
         self._stop = threading.Event()
         self._worker: threading.Thread | None = None
         self._left_alone: dict[tuple[str, str], float] = {}
+        self._rows: dict[tuple[str, str], int] = {}
+        """Rows there were when they were last looked at."""
 
     def run(self, deadline: float) -> bool:
         """Begin what is due, and wait for it until the deadline; whether there may be more to do. A maintenance job."""
         with self._mutex:
             if self._worker is None or not self._worker.is_alive():
                 tasks = list(self._due())
-                if not tasks:
-                    return False
+                ready = [task for task in tasks if not task.is_growing]
+                if not ready:
+                    return bool(tasks)
+                tasks = ready
                 self._stop = threading.Event()
                 self._worker = threading.Thread(
                     target=self._work, args=(tasks, self._stop), name="agentdb-indices", daemon=True
@@ -340,12 +374,18 @@ class IndexUpkeep:
                     if vector.spec.multi or now < self._left_alone.get((store.name, name), 0.0):
                         continue
                     info = table.index_info(vector.column)
-                    if due(definition, name, info, _cold_rows(table, info)) is not None:
-                        yield _Task(store, table, name)
+                    rows = _cold_rows(table, info)
+                    if due(definition, name, info, rows) is not None:
+                        yield _Task(store, table, name, is_growing=self._is_growing(store.name, name, rows))
                 if now >= self._left_alone.get((store.name, _TEXT), 0.0) and self._wants_text_index(table):
                     yield _Task(store, table, _TEXT)
             except NotFoundError:
                 continue  # dropped meanwhile
+
+    def _is_growing(self, name: str, what: str, rows: int) -> bool:
+        """Whether rows come so fast that an index built now would soon be built again."""
+        before, self._rows[name, what] = self._rows.get((name, what), 0), rows
+        return rows > before * _FAST
 
     def _wants_text_index(self, table: Table) -> bool:
         info = table.index_info("text")
@@ -377,6 +417,7 @@ class _Task:
     table: Table
     what: str
     """The name of a vector, or `_TEXT`, which cannot be one."""
+    is_growing: bool = False
 
     def run(self, stop: threading.Event) -> bool:
         if self.what == _TEXT:

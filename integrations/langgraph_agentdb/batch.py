@@ -17,13 +17,9 @@ from typing import Any, TypeVar
 
 from agentdb import ClosedError, ConflictError
 
-__all__ = ["ATTEMPTS", "Batch", "Prepare", "Work"]
+__all__ = ["ATTEMPTS", "Batch"]
 
 R = TypeVar("R")
-Work = Callable[[], bool]
-"""Runs inside a transaction; False: what was prepared is out of date, prepare it anew."""
-Prepare = Callable[[], Work]
-"""Runs outside: reads and encodes what the work needs."""
 
 ATTEMPTS = 100
 _AT_ONCE = 128
@@ -34,13 +30,13 @@ class _Item:
 
     __slots__ = ("begin", "context", "error", "future", "loop", "prepare", "result")
 
-    def __init__(self, begin: Callable[[], tuple[Any, Prepare]]) -> None:
+    def __init__(self, begin: Callable[[], tuple[Any, Callable[[], Any]]]) -> None:
         self.begin = begin
         # The task's: a transaction that it has open must be seen, and refused.
         self.context: Context = copy_context()
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
-        self.prepare: Prepare | None = None
+        self.prepare: Callable[[], Any] | None = None
         self.result: Any = None
         self.error: Exception | None = None
 
@@ -61,15 +57,15 @@ class Batch:
         commit: runs works in one transaction and returns, for each, what it returned or raised.
     """
 
-    def __init__(self, commit: Callable[[Sequence[Work]], list[bool | Exception]]) -> None:
+    def __init__(self, commit: Callable[[Sequence[Any]], list[bool | Exception]]) -> None:
         self._commit = commit
         self._waiting: deque[_Item] = deque()
         self._mutex = threading.Lock()
         self._is_draining = False
         self._thread = ThreadPoolExecutor(1, "agentdb-langgraph-batch")
 
-    async def run(self, begin: Callable[[], tuple[R, Prepare]]) -> R:
-        """Return the result that ``begin`` gives once its work is durable.
+    async def run(self, begin: Callable[[], tuple[R, Callable[[], Any]]]) -> R:
+        """Return the result that ``begin`` gives, once the work that what it gives beside prepares is durable.
 
         Cancelling abandons the wait: the write is then done or not done, never half of it.
 
@@ -113,7 +109,7 @@ class Batch:
             except Exception as error:  # it belongs to the caller of that write
                 item.error = error
         for _ in range(ATTEMPTS):
-            works: list[tuple[_Item, Work]] = []
+            works: list[tuple[_Item, Any]] = []
             for item in items:
                 if item.error is None and item.prepare is not None:
                     try:

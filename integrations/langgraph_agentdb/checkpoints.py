@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 import msgpack
@@ -34,9 +35,9 @@ from agentdb import (
     TableSchema,
     field,
 )
-from langgraph_agentdb.batch import ATTEMPTS, Prepare, Work
+from langgraph_agentdb.batch import ATTEMPTS
 
-__all__ = ["Checkpoints", "NewCheckpoint", "Place", "StoredCheckpoint", "Write"]
+__all__ = ["Checkpoints", "NewCheckpoint", "Place", "Prepare", "StoredCheckpoint", "Work", "Write"]
 
 _SCOPE = ("thread_id", "checkpoint_ns")
 _SCOPE_FIELDS = [pa.field(name, pa.string(), nullable=False) for name in _SCOPE]
@@ -155,7 +156,8 @@ class NewCheckpoint(NamedTuple):
     Attributes:
         fresh: channel -> (version, content): what is new in this checkpoint.
         known: channel -> version: what its parent has, if it has that version.
-        content: returns the content of a channel of ``known`` that the parent does not have; None: it has no value.
+        valued: the channels of ``known`` that have a value.
+        content: returns the content of one of them, for where the parent does not have it.
         needs: channels whose value is rebuilt from the writes of ancestors.
         is_branch: it is meant to branch off.
     """
@@ -166,7 +168,8 @@ class NewCheckpoint(NamedTuple):
     body: bytes
     fresh: Mapping[str, tuple[Version, bytes]]
     known: Mapping[str, Version]
-    content: Callable[[str], bytes | None]
+    valued: AbstractSet[str]
+    content: Callable[[str], bytes]
     needs: Sequence[str]
     is_branch: bool
 
@@ -189,6 +192,80 @@ class _Entry(NamedTuple):
     run_id: str | None
     contents: dict[str, _Ref]
     needs: list[str]
+
+
+class Work(NamedTuple):
+    """A write that is prepared.
+
+    Attributes:
+        place: whose head it reads.
+        pending: which row of pending writes it reads.
+        run: notes in a unit what to write; False: what was prepared is out of date, prepare it anew. It raises before it has
+            noted anything, or not at all.
+    """
+
+    place: Place | None
+    pending: tuple[str, ...] | None
+    run: Callable[[_Unit], bool]
+
+
+Prepare = Callable[[], Work]
+"""Runs outside a transaction: reads and encodes what the work needs."""
+
+
+class _Unit:
+    """What the works of one transaction read and write: together, because a call for each row costs more than the row."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self._tables = checkpoints
+        self._heads: dict[Place, Row | None] = {}
+        self._pending: dict[tuple[str, ...], Row | None] = {}
+        self._new_heads: dict[Place, Row] = {}
+        self._new_pending: dict[tuple[str, ...], Row] = {}
+        self.values: list[Row] = []
+        self.rows: list[Row] = []
+
+    def look_up(self, works: Sequence[Work]) -> None:
+        """Read what the works are going to ask for."""
+        places = list(dict.fromkeys(work.place for work in works if work.place is not None))
+        if places:
+            self._heads.update(zip(places, self._tables._heads.get_many(places), strict=True))
+        keys = list(dict.fromkeys(work.pending for work in works if work.pending is not None))
+        if keys:
+            self._pending.update(zip(keys, self._tables._pending.get_many(keys), strict=True))
+
+    def head(self, place: Place) -> Row | None:
+        """Return a head as it is by now; the caller may change it."""
+        found = self._heads[place]
+        return None if found is None else dict(found)
+
+    def put_head(self, place: Place, row: Row) -> None:
+        """Note a head."""
+        self._heads[place] = self._new_heads[place] = row
+
+    def pending(self, key: tuple[str, ...]) -> Row | None:
+        """Return a row of pending writes as it is by now."""
+        if key not in self._pending:
+            self._pending[key] = self._tables._pending.get(key)
+        return self._pending[key]
+
+    def put_pending(self, key: tuple[str, ...], row: Row) -> None:
+        """Note a row of pending writes."""
+        self._pending[key] = self._new_pending[key] = row
+
+    def write(self) -> None:
+        """Write what was noted."""
+        tables = self._tables
+        for table, rows in (
+            (tables._values.table, self.values),
+            (tables._rows, self.rows),
+            (tables._heads, list(self._new_heads.values())),
+            (tables._pending, list(self._new_pending.values())),
+        ):
+            if len(rows) == 1:
+                table.put(rows[0])
+            elif rows:
+                table.put_many(rows)
 
 
 class Checkpoints:
@@ -233,22 +310,29 @@ class Checkpoints:
             StorageError: a turn to write did not come in time (retryable), or storing failed.
         """
         for _ in range(ATTEMPTS):
-            if self._db.transact(prepare()):
+            work = prepare()
+            (outcome,) = self._db.transact(lambda: self._run([work]))  # noqa: B023
+            if isinstance(outcome, Exception):
+                raise outcome
+            if outcome:
                 return
         raise ConflictError("checkpoints of this thread are removed faster than a new one can be stored")
 
     def commit_all(self, works: Sequence[Work]) -> list[bool | Exception]:
         """Do several in one transaction, all or none, but those that are refused; return what each returned or raised."""
+        return self._db.transact(lambda: self._run(works))
 
-        def one(work: Work) -> bool | Exception:
-            # A savepoint for each would cost more than the work: it refuses before it writes, and whatever else goes wrong
-            # ends the whole transaction.
+    def _run(self, works: Sequence[Work]) -> list[bool | Exception]:
+        unit = _Unit(self)
+        unit.look_up(works)
+        outcomes: list[bool | Exception] = []
+        for work in works:
             try:
-                return work()
+                outcomes.append(work.run(unit))
             except ConflictError as error:
-                return error
-
-        return self._db.transact(lambda: [one(work) for work in works])
+                outcomes.append(error)
+        unit.write()
+        return outcomes
 
     def putting(self, place: Place, new: NewCheckpoint, *, is_fenced: bool) -> Prepare:
         """Return how to store a checkpoint; of one that is stored already, the last counts.
@@ -279,38 +363,63 @@ class Checkpoints:
         for name, (version, content) in new.fresh.items():
             add(name, version, content)
 
+        is_first = True
+
         def prepare() -> Work:
+            nonlocal is_first
+            if is_first and new.parent is not None:
+                is_first = False
+                with self._db.snapshot():
+                    pass  # refuses where a transaction of another thread or task would wait for this one
+                return Work(place, None, lambda unit: self._put(unit, place, new, fresh, inline, is_fenced=is_fenced))
             generation, parents = self._contents_of(place, new.parent)
-            shared: dict[str, _Ref] = {}
+            shared = _shared(new.known, parents)
             for name, version in new.known.items():
                 series = f"{_CHANNEL}{name}"
-                found = parents.get(series)
-                if found is not None and found.version == version and type(found.version) is type(version):
-                    shared[series] = found
-                elif series not in fresh and series not in inline and (made := new.content(name)) is not None:
-                    add(name, version, made)
+                if name in new.valued and not {series} & (shared.keys() | fresh.keys() | inline.keys()):
+                    add(name, version, new.content(name))
             cells = {name: one for name, one in fresh.items() if name not in shared}
             refs = {**inline, **shared}
-            return lambda: self._put(place, new, cells, refs, generation if shared else None, is_fenced=is_fenced)
+            age = generation if shared else None
+            return Work(place, None, lambda unit: self._store(unit, place, new, cells, refs, age, is_fenced=is_fenced))
 
         return prepare
 
+    def _put(
+        self,
+        unit: _Unit,
+        place: Place,
+        new: NewCheckpoint,
+        cells: Mapping[str, tuple[Version, Row]],
+        inline: Mapping[str, _Ref],
+        *,
+        is_fenced: bool,
+    ) -> bool:
+        """Store a child of the newest checkpoint, which needs no more to be read than the head; False if it is no such."""
+        head = unit.head(place)
+        if head is None or head["newest"] != new.parent:
+            return False
+        shared = _shared(new.known, _newest_contents(head))
+        if any(f"{_CHANNEL}{name}" not in shared for name in new.known if name in new.valued):
+            return False
+        return self._store(unit, place, new, cells, {**inline, **shared}, None, is_fenced=is_fenced)
+
     def _contents_of(self, place: Place, checkpoint_id: str | None) -> tuple[int | None, dict[str, _Ref]]:
         """Return where the values of a checkpoint are, and the generation of the thread in which they are there."""
-        head = self._heads.get(place)
-        if checkpoint_id is None:
-            return None, {}
-        if head is not None and head["newest"] == checkpoint_id:
-            return head["generation"], _newest_contents(head)
         with self._db.snapshot():
+            if checkpoint_id is None:
+                return None, {}
             head = self._heads.get(place)
             if head is None:
                 return None, {}
+            if head["newest"] == checkpoint_id:
+                return head["generation"], _newest_contents(head)
             row = self._rows.get((*place, checkpoint_id))
         return head["generation"], {} if row is None else _entry(row).contents
 
-    def _put(
+    def _store(
         self,
+        unit: _Unit,
         place: Place,
         new: NewCheckpoint,
         cells: Mapping[str, tuple[Version, Row]],
@@ -319,8 +428,8 @@ class Checkpoints:
         *,
         is_fenced: bool,
     ) -> bool:
-        """Write everything; False if what is shared may be gone. Inside a transaction."""
-        head = self._heads.get(place)
+        """Write everything; False if what is shared may be gone."""
+        head = unit.head(place)
         if generation is not None and (head is None or head["generation"] != generation):
             return False
         newest = head["newest"] if head is not None else ""
@@ -333,15 +442,12 @@ class Checkpoints:
         else:
             series = _unpack(head["series"])
         contents = dict(refs)
-        values = []
         for name, (version, row) in cells.items():
             known = series.setdefault(name, [head["counter"] << 32, 0, None])
             known[0] += 1
             contents[name] = _Ref(known[0], version)
-            values.append({**place._asdict(), "series": name, "number": known[0], **row})
-        if values:
-            self._values.table.put_many(values)
-        self._rows.put(
+            unit.values.append({**place._asdict(), "series": name, "number": known[0], **row})
+        unit.rows.append(
             {
                 **place._asdict(),
                 "checkpoint_id": new.checkpoint_id,
@@ -352,7 +458,7 @@ class Checkpoints:
         )
         if new.checkpoint_id >= newest:
             _set_newest(head, series, new.checkpoint_id, new.parent, contents)
-        self._heads.put({**head, "series": _pack(series)})
+        unit.put_head(place, {**head, "series": _pack(series)})
         return True
 
     # --- writes of tasks ----------------------------------------------------------------------------------------------
@@ -365,25 +471,28 @@ class Checkpoints:
         PENDING.encode_key((*place, checkpoint_id, task_id))
         scope = {**place._asdict(), "checkpoint_id": checkpoint_id}
 
-        def work() -> bool:
-            shared = self._pending.get((*place, checkpoint_id, ""))
+        first = (*place, checkpoint_id, "")
+
+        def work(unit: _Unit) -> bool:
+            shared = unit.pending(first)
             known = _decode_writes(shared["writes"]) if shared is not None else []
             if shared is None or len(shared["writes"]) < _SHARED_BYTES or any(one.task_id == task_id for one in known):
                 merged = _encode_writes(_merged(known, writes))
                 has_more = shared is not None and shared["has_more"]
-                self._pending.put({**scope, "task_id": "", "has_more": has_more, "writes": merged})
+                unit.put_pending(first, {**scope, "task_id": "", "has_more": has_more, "writes": merged})
                 return True
-            own = self._pending.get((*place, checkpoint_id, task_id))
+            key = (*place, checkpoint_id, task_id)
+            own = unit.pending(key)
             merged = _encode_writes(_merged(_decode_writes(own["writes"]) if own is not None else [], writes))
-            self._pending.put({**scope, "task_id": task_id, "has_more": False, "writes": merged})
+            unit.put_pending(key, {**scope, "task_id": task_id, "has_more": False, "writes": merged})
             if not shared["has_more"]:
-                self._pending.put({**shared, "has_more": True})
+                unit.put_pending(first, {**shared, "has_more": True})
             return True
 
         def prepare() -> Work:
             with self._db.snapshot():
-                pass  # refuses where a transaction of another thread or task would wait for this one
-            return work
+                pass  # as above
+            return Work(None, first, work)
 
         return prepare
 
@@ -742,6 +851,16 @@ def _unpack(blob: bytes) -> Any:
 def _entry(row: Row) -> _Entry:
     contents, needs = _unpack(row["contents"])
     return _Entry(row["parent"], row["run_id"], {name: _Ref(*one) for name, one in contents.items()}, needs)
+
+
+def _shared(known: Mapping[str, Version], parents: Mapping[str, _Ref]) -> dict[str, _Ref]:
+    """Return what a checkpoint has in common with its parent: the channels of the same version."""
+    shared = {}
+    for name, version in known.items():
+        found = parents.get(f"{_CHANNEL}{name}")
+        if found is not None and found.version == version and type(found.version) is type(version):
+            shared[f"{_CHANNEL}{name}"] = found
+    return shared
 
 
 def _check_text(text: str | None) -> None:

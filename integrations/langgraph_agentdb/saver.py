@@ -26,8 +26,8 @@ from langgraph.checkpoint.base import (
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from agentdb import AsyncDatabase, Database, IntegrityError, InvalidInputError
-from langgraph_agentdb.batch import Batch, Prepare
-from langgraph_agentdb.checkpoints import Checkpoints, NewCheckpoint, Place, StoredCheckpoint, Write
+from langgraph_agentdb.batch import Batch
+from langgraph_agentdb.checkpoints import Checkpoints, NewCheckpoint, Place, Prepare, StoredCheckpoint, Write
 from langgraph_agentdb.connection import Closing, Connection
 from langgraph_agentdb.serializer import StrictSerializer, load_typed
 
@@ -239,7 +239,8 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
                 if name in new_versions or name not in versions
             },
             known={name: version for name, version in versions.items() if name not in new_versions},
-            content=lambda name: self._dump(values[name]) if name in values else None,
+            valued=values.keys(),
+            content=lambda name: self._dump(values[name]),
             needs=[name for name in counters if name not in values],
             is_branch=all_metadata.get("source") in _BRANCHING,
         )

@@ -508,7 +508,8 @@ class Collection:
                 found, that returns a score for each. It sees at least the best 50.
             min_score: only hits that reach it.
             group_by: a metadata key or field: only the best row of each of its values.
-            offset: leave out so many of the best first.
+            offset: leave out so many of the best first. Hybrid pages fit together up to the 25th hit, and from there up to the
+                100th, the 400th, ...: where more candidates are fused, their scores may change places.
             include: what hits hold besides id and score.
             exact: compare every row, whatever index there is.
             explain: let ``Hit.signals`` hold the score of each signal.

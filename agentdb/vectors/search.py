@@ -74,7 +74,7 @@ Floats = npt.NDArray[np.float64]
 SCAN_BYTES = 64 << 20
 """Vectors that are compared one by one although there is an index: it takes a few milliseconds and is exact."""
 _CANDIDATES = 100
-"""What each of several signals contributes at least; four times as many as are asked for, if that is more."""
+"""What each of several signals contributes at least; four times that, and so on, until it is four times what is asked for."""
 _LATE_CANDIDATES = 300
 """What each signal contributes at least where tokens rank the candidates."""
 _ATTEMPTS = 8
@@ -343,7 +343,10 @@ class Searcher:
             return [_single("text", one, one.values, wanted) for one in found]
         if request.is_late and request.is_exact:
             return [self._every_token(one, request, sources) for one in asked]
-        depth = max(4 * wanted, _LATE_CANDIDATES if request.is_late else _CANDIDATES)
+        # In large steps: normalised scores depend on the candidates, and the pages of a query are to be cut from the same ones.
+        depth = _LATE_CANDIDATES if request.is_late else _CANDIDATES
+        while depth < 4 * wanted:
+            depth *= 4
         near = _near(asked, request, sources, depth)
         return [self._several(one, its, request, sources, depth) for one, its in zip(asked, near, strict=True)]
 
@@ -542,7 +545,9 @@ class Searcher:
         carried = request.include if is_plain else ()
         source = IndexedVectors(self._table, hot, request.filter, probe, request.wanted, carried=carried, stored=text)
         if spec is not None:
-            reason = f"there are more than {SCAN_BYTES >> 20} MiB of vectors, and an index {type(spec).__name__}"
+            is_small = self._cache.budget_bytes < SCAN_BYTES
+            limit = "Config.resident_bytes" if is_small else f"{SCAN_BYTES >> 20} MiB in memory"
+            reason = f"the rows take more than {limit}, and there is an index {type(spec).__name__}"
             return source, SignalPlan("vector", "index", False, reason)
         reason = "the vectors exceed Config.resident_bytes" + ("" if request.is_exact else ", and there is no index")
         return source, SignalPlan("vector", "scan", True, reason)

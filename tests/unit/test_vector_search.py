@@ -183,6 +183,26 @@ def test_pages_follow_each_other(search: Searcher, mode: Any) -> None:
     assert ids(paged) == ids(every)
 
 
+def test_hybrid_pages_are_cut_from_one_ranking(db: agentdb.Database) -> None:
+    made = opened(db, dimension=8, metric="dot")
+    chooser = np.random.default_rng(4)
+    words = ["red", "green", "blue", "fish", "bird", "tree", "rock"]
+    made.upsert(
+        [f"d{i}" for i in range(600)],
+        chooser.standard_normal((600, 8)),
+        [" ".join(chooser.choice(words, 3)) for _ in range(600)],
+    )
+    query = Query(text="red fish", vector=chooser.standard_normal(8))
+    for start, stop in ((0, 25), (25, 100)):
+        every = searcher(db, made).search(query, stop, mode="hybrid")[start:]
+        paged = [
+            hit
+            for offset in range(start, stop, 5)
+            for hit in searcher(db, made).search(query, 5, mode="hybrid", offset=offset)
+        ]
+        assert ids(paged) == ids(every)
+
+
 def test_min_score_cuts(search: Searcher) -> None:
     hits = search.search("the cat sat", 6)
     kept = search.search("the cat sat", 6, min_score=hits[1].score)

@@ -55,10 +55,12 @@ class Batch:
 
     Args:
         commit: runs works in one transaction and returns, for each, what it returned or raised.
+        check: raises if the task whose context it is called in must not write now.
     """
 
-    def __init__(self, commit: Callable[[Sequence[Any]], list[bool | Exception]]) -> None:
+    def __init__(self, commit: Callable[[Sequence[Any]], list[bool | Exception]], check: Callable[[], None]) -> None:
         self._commit = commit
+        self._check = check
         self._waiting: deque[_Item] = deque()
         self._mutex = threading.Lock()
         self._is_draining = False
@@ -105,6 +107,7 @@ class Batch:
     def _write(self, items: Sequence[_Item]) -> None:
         for item in items:
             try:
+                item.context.run(self._check)
                 item.result, item.prepare = item.context.run(item.begin)
             except Exception as error:  # it belongs to the caller of that write
                 item.error = error

@@ -318,6 +318,15 @@ class Checkpoints:
                 return
         raise ConflictError("checkpoints of this thread are removed faster than a new one can be stored")
 
+    def check(self) -> None:
+        """Raise where a write of the caller, done by another thread, would wait for a transaction of the caller.
+
+        Raises:
+            UnavailableError: the caller has one open.
+        """
+        with self._db.snapshot():
+            pass
+
     def commit_all(self, works: Sequence[Work]) -> list[bool | Exception]:
         """Do several in one transaction, all or none, but those that are refused; return what each returned or raised."""
         return self._db.transact(lambda: self._run(works))
@@ -369,8 +378,6 @@ class Checkpoints:
             nonlocal is_first
             if is_first and new.parent is not None:
                 is_first = False
-                with self._db.snapshot():
-                    pass  # refuses where a transaction of another thread or task would wait for this one
                 return Work(place, None, lambda unit: self._put(unit, place, new, fresh, inline, is_fenced=is_fenced))
             generation, parents = self._contents_of(place, new.parent)
             shared = _shared(new.known, parents)
@@ -489,12 +496,7 @@ class Checkpoints:
                 unit.put_pending(first, {**shared, "has_more": True})
             return True
 
-        def prepare() -> Work:
-            with self._db.snapshot():
-                pass  # as above
-            return Work(None, first, work)
-
-        return prepare
+        return lambda: Work(None, first, work)
 
     def _writes_of(self, place: Place, ids: Sequence[str], head: Row | None) -> dict[str, list[Write]]:
         """Return the writes of checkpoints, sorted; inside a snapshot."""

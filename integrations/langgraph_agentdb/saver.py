@@ -71,7 +71,7 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
     ) -> None:
         super().__init__(serde=serde or StrictSerializer())
         self._connection = Connection(db_or_path, Checkpoints)
-        self._batch = Batch(lambda works: self._connection().commit_all(works))
+        self._batch = Batch(lambda works: self._connection().commit_all(works), lambda: self._connection().check())
         self._connection.on_close = self._batch.close
         self._fence = fence
 

@@ -68,7 +68,7 @@ def test_metadata(wheel: Path) -> None:
     assert metadata["Name"] == "agentdb-lance"
     assert metadata["Version"] == agentdb.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"all", "http", "local"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"all", "http", "langgraph", "local"}
     core = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert not [line for line in core if line.startswith(("torch", "lancedb", "sentence-transformers", "httpx"))]
 

@@ -120,12 +120,15 @@ class Segment:
         self._start()
 
     def _start(self) -> None:
+        self._is_sound = False
         names = [one.name for one in self.vectors] + [TEXT_COLUMN] * self.text
         self._follower = self.table.follow(names, filter=self.scope, part=self.part)
         self._columns = {one.name: self.table.schema.column(one.name) for one in self.vectors}
         self._blocks: dict[str, VectorBlock] = {one.name: NumpyBlock(one.dimension, one.metric) for one in self.vectors}
         self._bm25 = Bm25Block() if self.text else None
         self._recent: deque[Frozen] = deque(maxlen=_RECENT)
+        self._is_sound = True
+        """Whether the follower and the blocks agree; not if beginning anew has failed, too."""
 
     @property
     def live(self) -> int:
@@ -156,6 +159,8 @@ class Segment:
                 for frozen in self._recent:
                     if frozen.rows.commit_no == view.commit_no:
                         return frozen
+            if not self._is_sound:
+                self._start()
             if not self._follower.can_follow():
                 return None
             try:

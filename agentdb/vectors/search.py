@@ -745,7 +745,7 @@ def _hits(
                 score=score,
                 distance=request.distance(score),
                 text=row["text"] if "text" in request.include else None,
-                metadata=(row["metadata"] or {}) if "metadata" in request.include else {},
+                metadata=dict(row["metadata"] or {}) if "metadata" in request.include else {},
                 signals={name: value for name, value in values if value == value},  # noqa: PLR0124 - nan says nothing
             )
         )

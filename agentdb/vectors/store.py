@@ -54,7 +54,8 @@ class DefinitionStore:
         row = self._definitions.get(self.name)
         # In this order: a table that is there after its definition was read was there when it was.
         if row is None or not self._is_there():
-            raise NotFoundError(f"collection {self.name!r} was dropped; what has its name by now is another one")
+            since = "" if row is None else "; the one that has its name by now is another"
+            raise NotFoundError(f"collection {self.name!r} was dropped{since}")
         parsed = self._parsed
         if parsed is None or parsed[0] != row["definition"]:
             made = replace(Definition.from_json(self.name, row["definition"]), on_filter=self._on_filter)

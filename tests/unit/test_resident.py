@@ -156,6 +156,23 @@ def test_what_failed_halfway_is_read_anew(table, monkeypatch):
     assert len(found(segment.at_view(), 100)) == 90
 
 
+def test_what_failed_and_could_not_begin_anew_is_read_anew_later(table, monkeypatch):
+    segment = segment_of(table)
+    segment.at_view()
+    table.put_many(rows(range(60, 90)))
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(segment._blocks["vector"], "append", fail)
+        patch.setattr(type(table), "follow", fail)
+        with pytest.raises(MemoryError):
+            segment.at_view()
+    assert segment.at_view().live == 90
+    assert len(found(segment.at_view(), 100)) == 90
+
+
 def test_many_vectors_move_to_the_device_and_come_back_where_it_refuses_them(table, monkeypatch):
     pytest.importorskip("torch")
     monkeypatch.setattr("agentdb.vectors.resident._DEVICE_BYTES", 1 << 11)

@@ -183,6 +183,14 @@ def test_pages_follow_each_other(search: Searcher, mode: Any) -> None:
     assert ids(paged) == ids(every)
 
 
+def test_hits_of_many_queries_share_no_metadata(search: Searcher) -> None:
+    first, second = search.search_many(["the cat sat", "the cat sat"], 1)
+    assert first == second
+    first[0].metadata["agent"] = "changed"  # type: ignore[index]
+    assert second[0].metadata["agent"] == "a"
+    assert search.search("the cat sat", 1) == second
+
+
 def test_hybrid_pages_are_cut_from_one_ranking(db: agentdb.Database) -> None:
     made = opened(db, dimension=8, metric="dot")
     chooser = np.random.default_rng(4)

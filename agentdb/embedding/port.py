@@ -128,7 +128,12 @@ class EmbedderIdentity:
 
 
 def check_vectors(
-    vectors: object, *, rows: int | None = None, dimension: int | None = None, source: str = "vectors"
+    vectors: object,
+    *,
+    rows: int | None = None,
+    dimension: int | None = None,
+    source: str = "vectors",
+    positions: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Return `[N, D]` C-contiguous finite float32, copied only if a conversion is needed.
 
@@ -137,6 +142,7 @@ def check_vectors(
         rows: N, where the caller knows it.
         dimension: D, where the caller knows it.
         source: names the vectors in an error.
+        positions: what an error calls the rows; None: 0, 1, ...
 
     Raises:
         InvalidInputError: not a matrix of real numbers, another shape, or a value that is not finite in float32.
@@ -157,6 +163,7 @@ def check_vectors(
         array = np.ascontiguousarray(array, dtype=np.float32)
     if not np.isfinite(array).all():
         row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        row = row if positions is None else int(positions[row])
         raise InvalidInputError(f"{source}: row {row} holds a value that is not a finite float32")
     return array
 

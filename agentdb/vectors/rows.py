@@ -222,7 +222,8 @@ def _vector_column(given: Any, spec: VectorSpec, what: str) -> pa.Array:
             present = np.array([one is not None for one in given], bool)
             given = [one for one in given if one is not None]
         matrix = np.empty((0, spec.dimension)) if isinstance(given, list | tuple) and not given else given
-    matrix = check_vectors(matrix, dimension=spec.dimension, source=what)
+    positions = None if present is None else np.flatnonzero(present)
+    matrix = check_vectors(matrix, dimension=spec.dimension, source=what, positions=positions)
     return _to_column(matrix, present, spec, what)
 
 
@@ -255,20 +256,27 @@ def _to_column(matrix: Any, present: npt.NDArray[np.bool_] | None, spec: VectorS
         # A square that underflows is no direction either: the norm is what the cosine divides by.
         zero = ~matrix.any(axis=1)
         if zero.any():
-            row = int(np.flatnonzero(zero)[0])
+            row = int(np.flatnonzero(_spread(zero, present))[0])
             raise InvalidInputError(f"{what}: row {row} is the zero vector, which has no direction for cosine")
     if spec.metric != "cosine" and spec.dtype == "float32" and len(matrix):
         with np.errstate(over="ignore"):
             long = np.vecdot(matrix, matrix) > MAX_LENGTH**2
         if long.any():
-            row = int(np.flatnonzero(long)[0])
+            row = int(np.flatnonzero(_spread(long, present))[0])
             raise InvalidInputError(f"{what}: row {row} is longer than {MAX_LENGTH:.2g}, and cannot be compared")
     if present is not None:
-        spread = np.zeros((len(present), spec.dimension), matrix.dtype)
-        spread[present] = matrix
-        matrix = spread
+        matrix = _spread(matrix, present)
     mask = None if present is None else pa.array(~present)
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), type=spec.arrow_type, mask=mask)
+
+
+def _spread(rows: npt.NDArray[Any], present: npt.NDArray[np.bool_] | None) -> npt.NDArray[Any]:
+    """Return what is said of the rows that are present where they stand among all, zero for the others."""
+    if present is None:
+        return rows
+    spread = np.zeros((len(present), *rows.shape[1:]), rows.dtype)
+    spread[present] = rows
+    return spread
 
 
 def _token_column(given: Any, spec: VectorSpec, what: str) -> pa.Array:

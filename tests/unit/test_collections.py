@@ -643,6 +643,19 @@ def test_bad_input_is_named_and_nothing_is_written(notes: Collection, arguments:
     assert notes.count() == 0
 
 
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        [None, [1, 1, 1], [0, 0, 0]],
+        [None, [1, 1, 1], [0, float("nan"), 0]],
+        pa.array([None, [1, 1, 1], [0, 0, 0]], pa.list_(pa.float32(), 3)),
+    ],
+)
+def test_the_row_that_is_wrong_is_counted_among_all(notes: Collection, vectors: Any) -> None:
+    with pytest.raises(InvalidInputError, match="vectors: row 2 "):
+        notes.upsert(["a", "b", "c"], vectors)
+
+
 def test_zero_vectors_are_refused_with_cosine_only(db: Database) -> None:
     for metric in ("dot", "euclidean"):
         made = db.collection(metric, dimension=3, metric=metric)

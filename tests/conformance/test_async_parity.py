@@ -28,6 +28,7 @@ NOT_FOR_TASKS = {
         "build_index",
         "build_text_index",
         "cold_rows",
+        "cold_vectors",
         "drop_index",
         "follow",
         "index_info",

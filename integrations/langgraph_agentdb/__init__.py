@@ -9,6 +9,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+from agentdb import MissingDependencyError
+
+if find_spec("langgraph") is None or find_spec("langgraph.checkpoint") is None:
+    raise MissingDependencyError(
+        "langgraph_agentdb needs LangGraph's interfaces: pip install 'agentdb-lance[langgraph]'"
+    )
+
 from langgraph_agentdb.cache import AgentDBCache
 from langgraph_agentdb.saver import AgentDBSaver
 from langgraph_agentdb.serializer import StrictSerializer

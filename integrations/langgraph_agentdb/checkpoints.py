@@ -24,6 +24,7 @@ import zstandard
 
 from agentdb import (
     And,
+    ClosedError,
     ConflictError,
     Database,
     DeltaTable,
@@ -519,6 +520,12 @@ class Checkpoints:
 
     def _sweep(self, _: float) -> bool:
         """Move writes of checkpoints that have been superseded out of SQLite; True while there are more in this round."""
+        try:
+            return self._sweep_page()
+        except ClosedError:
+            return False  # the next process that opens the database goes on
+
+    def _sweep_page(self) -> bool:
         condition: Filter | None = None
         if self._sweep_after is not None:
             thread_id, checkpoint_ns, checkpoint_id = self._sweep_after

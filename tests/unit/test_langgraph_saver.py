@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -893,3 +895,14 @@ def test_reopened(db_path):
         assert plain(saver.get_tuple(place())) == expected[0]
         put(saver, configs[-1], {"log": ["more"]})
         assert saver.get_tuple(place()).checkpoint["channel_values"]["log"] == ["more"]
+
+
+def test_without_langgraph_the_error_names_the_extra():
+    program = (
+        "import sys; sys.modules['langgraph'] = None\n"
+        "import agentdb\n"
+        "try:\n    import langgraph_agentdb\n"
+        "except agentdb.MissingDependencyError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "agentdb-lance[langgraph]" in done.stdout

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import bulk, saves, scale, vectors
+from benchmarks import bulk, langgraph, saves, scale, vectors
 from benchmarks.harness import Figure, save
 
 SUITE = {
@@ -19,6 +19,9 @@ SUITE = {
     "million": scale.million,
     "bulk": bulk.bulk,
     "overlap": bulk.overlap,
+    "langgraph-step": langgraph.step,
+    "langgraph-storage": langgraph.storage,
+    "langgraph-async": langgraph.concurrent,
     "global": vectors.everywhere,
     "agents": vectors.agents,
     "batch": vectors.batch,

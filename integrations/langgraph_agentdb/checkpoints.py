@@ -1,16 +1,4 @@
-"""``Checkpoints``: threads of checkpoints in tables of a database. Everything here is bytes: the saver serialises.
-
-=======================  =================================================================================================
-``_langgraph_heads``     per thread and namespace, in SQLite for good: the newest checkpoint, and where its values are. A save
-                         and the look-up of the newest checkpoint read nothing else of what may be cold
-``_langgraph_rows``      the checkpoints: parent, run, and where their values are
-``_langgraph_values``    contents in numbered series, one per channel and one for the bodies of checkpoints, as deltas where
-                         they grow (``agentdb.DeltaTable``). Checkpoints share what did not change
-``_langgraph_pending``   writes of tasks, in SQLite: they are read and changed while their checkpoint is the newest
-``_langgraph_writes``    writes of checkpoints that have been superseded, one row each; maintenance moves them there
-``_langgraph_counters``  one row; what it counts is never used twice
-=======================  =================================================================================================
-"""
+"""``Checkpoints``: threads of checkpoints in the tables of a database. Everything here is bytes: the saver serialises."""
 
 from __future__ import annotations
 
@@ -19,7 +7,6 @@ from collections.abc import Set as AbstractSet
 from typing import Any, NamedTuple
 
 import msgpack
-import pyarrow as pa
 import zstandard
 
 from agentdb import (
@@ -33,77 +20,12 @@ from agentdb import (
     IntegrityError,
     InvalidInputError,
     Row,
-    TableSchema,
     field,
 )
 from langgraph_agentdb.batch import ATTEMPTS
+from langgraph_agentdb.tables import COUNTERS, HEADS, ID, PENDING, ROWS, SCOPE, VALUES, WRITES
 
 __all__ = ["Checkpoints", "NewCheckpoint", "Place", "Prepare", "StoredCheckpoint", "Work", "Write"]
-
-_SCOPE = ("thread_id", "checkpoint_ns")
-_SCOPE_FIELDS = [pa.field(name, pa.string(), nullable=False) for name in _SCOPE]
-_ID_FIELDS = [*_SCOPE_FIELDS, pa.field("checkpoint_id", pa.string(), nullable=False)]
-_ID = (*_SCOPE, "checkpoint_id")
-
-HEADS = TableSchema(
-    "_langgraph_heads",
-    [
-        *_SCOPE_FIELDS,
-        # Numbers of its series begin above the counter shifted by 32 bits: a thread that is deleted and begun again has others.
-        pa.field("counter", pa.int64(), nullable=False),
-        # Changes whenever anything is removed: what was read before may be gone.
-        pa.field("generation", pa.int64(), nullable=False),
-        pa.field("newest", pa.string(), nullable=False),
-        pa.field("parent", pa.string()),
-        # The newest checkpoint whose writes were moved to the table of superseded ones.
-        pa.field("moved", pa.string(), nullable=False),
-        # series -> [last number, barrier, where the newest checkpoint's content is: see _Ref]
-        pa.field("series", pa.binary(), nullable=False),
-    ],
-    key=_SCOPE,
-    hot_only=True,
-)
-ROWS = TableSchema(
-    "_langgraph_rows",
-    [
-        *_ID_FIELDS,
-        pa.field("parent", pa.string()),
-        pa.field("run_id", pa.string()),
-        # [series -> _Ref, channels whose value is rebuilt from the writes of ancestors]
-        pa.field("contents", pa.binary(), nullable=False),
-    ],
-    key=_ID,
-    indexed="run_id",
-)
-VALUES = TableSchema(
-    "_langgraph_values",
-    [
-        *_SCOPE_FIELDS,
-        pa.field("series", pa.string(), nullable=False),
-        pa.field("number", pa.int64(), nullable=False),
-        *DeltaTable.columns(),
-    ],
-    key=(*_SCOPE, "series", "number"),
-)
-PENDING = TableSchema(
-    "_langgraph_pending",
-    [
-        *_ID_FIELDS,
-        # "": of all tasks, until that is much; the others then have rows of their own, and "has_more" says so.
-        pa.field("task_id", pa.string(), nullable=False),
-        pa.field("has_more", pa.bool_(), nullable=False),
-        pa.field("writes", pa.large_binary(), nullable=False),
-    ],
-    key=(*_ID, "task_id"),
-    hot_only=True,
-)
-WRITES = TableSchema("_langgraph_writes", [*_ID_FIELDS, pa.field("writes", pa.large_binary(), nullable=False)], key=_ID)
-COUNTERS = TableSchema(
-    "_langgraph_counters",
-    [pa.field("name", pa.string(), nullable=False), pa.field("value", pa.int64(), nullable=False)],
-    key="name",
-    hot_only=True,
-)
 
 _BODY = "body"
 _CHANNEL = "="
@@ -536,7 +458,7 @@ class Checkpoints:
                 | (same_thread & (field("checkpoint_ns") > checkpoint_ns))
                 | (same_ns & (field("checkpoint_id") > checkpoint_id))
             )
-        order = list(_ID)
+        order = list(ID)
         found = list(self._pending.scan(condition, order_by=order, limit=_SWEEP_ROWS, columns=order))
         places: dict[Place, set[str]] = {}
         for row in found:
@@ -630,7 +552,7 @@ class Checkpoints:
             And(*conditions) if conditions else None,
             order_by=("checkpoint_id", "desc"),
             limit=limit if accepts is None else None,
-            columns=list(_ID),
+            columns=list(ID),
         )
         keys = [(Place(row["thread_id"], row["checkpoint_ns"]), row["checkpoint_id"]) for row in found]
         left = len(keys) if limit is None else limit
@@ -760,7 +682,7 @@ class Checkpoints:
             return
 
         def work() -> None:
-            rows = self._rows.scan(field("run_id").in_(list(run_ids)), columns=list(_SCOPE))
+            rows = self._rows.scan(field("run_id").in_(list(run_ids)), columns=list(SCOPE))
             for place in sorted({Place(row["thread_id"], row["checkpoint_ns"]) for row in rows}):
                 head = self._heads.get(place)
                 if head is None:
@@ -845,7 +767,7 @@ class Checkpoints:
 
 
 def _scope(*values: str) -> And:
-    return And(*(field(name) == value for name, value in zip(_ID, values, strict=False)))
+    return And(*(field(name) == value for name, value in zip(ID, values, strict=False)))
 
 
 def _pack(value: Any) -> bytes:

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import bulk, langgraph, saves, scale, vectors
+from benchmarks import bulk, langgraph, peers, saves, scale, vectors
 from benchmarks.harness import Figure, save
 
 SUITE = {
@@ -23,6 +23,7 @@ SUITE = {
     "langgraph-storage": langgraph.storage,
     "langgraph-async": langgraph.concurrent,
     "global": vectors.everywhere,
+    "indices": vectors.indices,
     "agents": vectors.agents,
     "batch": vectors.batch,
     "pairs": vectors.pairs,
@@ -34,8 +35,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"which: {', '.join(SUITE)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it runs, not how fast it is")
+    parser.add_argument("--load-limit", type=float, default=peers.load_limit_s, help="seconds a peer may take to load")
     parser.add_argument("--out", type=Path, default=None, help="where the JSON goes")
     arguments = parser.parse_args()
+    peers.load_limit_s = arguments.load_limit
     unknown = set(arguments.names) - SUITE.keys()
     if unknown:
         parser.error(f"no benchmark named {', '.join(sorted(unknown))}")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-LOAD_LIMIT_S = 20 * 60
-"""A peer that does not load everything within this time is measured at the size it reached."""
+load_limit_s = 20 * 60.0
+"""A peer that does not load everything within this time is measured at the size it reached, which is printed."""
 _BATCH = 5_000
 
 
@@ -27,7 +27,7 @@ class Peer(ABC):
             end = min(begin + self.batch_rows(len(vectors)), len(vectors))
             self.add(begin, vectors[begin:end], None if owners is None else owners[begin:end])
             self.loaded = end
-            if time.perf_counter() - start > LOAD_LIMIT_S:
+            if time.perf_counter() - start > load_limit_s:
                 break
         self.finish()
         self.load_s = time.perf_counter() - start

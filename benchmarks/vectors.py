@@ -240,6 +240,8 @@ def agents(folder: Path, *, quick: bool) -> Iterator[Figure]:
         ms = {name: median(values) * 1e3 for name, values in taken.items()}
         loaded = {f"{peer.name} rows": peer.loaded for peer in peers}
         what = f"agent-scoped search, {n_rows:,} rows, {n_agents:,} agents"
+        status = ours.rows.index_status()
+        loaded["agentdb index"] = str(status.index)
         yield Figure(f"{what}: warm p50", ms["agentdb"], "ms", 2, detail={**ms, **loaded})
         yield Figure(
             f"{what}: cold agent p50",

@@ -368,8 +368,10 @@ class Rows:
 
     def text_terms(self) -> pa.Array | pa.ChunkedArray:
         """Return the ``terms`` column; analysed once, however often the rows are prepared."""
+        if self.texts is None:
+            return pa.nulls(len(self.ids), pa.binary())
         if self._terms is None:
-            texts = [None] * len(self.ids) if self.texts is None else self.texts.to_pylist()
+            texts = self.texts.to_pylist()
             parts = [encode_terms(texts[i : i + _TERM_ROWS]) for i in range(0, len(texts), _TERM_ROWS)]
             self._terms = parts[0] if len(parts) == 1 else pa.chunked_array(parts, pa.binary())
         return self._terms

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from agentdb.errors import AgentDBError, NotFoundError, StorageError
+from agentdb.errors import AgentDBError, ClosedError, NotFoundError, StorageError
 from agentdb.storage.core import Core
 from agentdb.storage.flush import ColdWriter
 from agentdb.storage.hot import PAGE_BYTES, TableEntry, microseconds, storage_errors
@@ -129,7 +129,9 @@ class Maintenance:
                 log.exception("maintenance failed")
 
     def failed(self, what: str, error: AgentDBError) -> None:
-        """Note that something went wrong that nobody waits for."""
+        """Note that something went wrong that nobody waits for, unless it is that the database was closed meanwhile."""
+        if self._stop.is_set() and isinstance(error, ClosedError):
+            return
         self.last_error = f"{what}: {error}"
         log.warning("%s failed: %s", what, error)
 

@@ -19,7 +19,7 @@ from benchmarks.harness import Figure, alternate, each, gate, median, seconds, s
 from benchmarks.peers import Chroma, Faiss, LanceDB, Peer, Qdrant, Usearch
 
 D = 384
-DATA = "AGENTDB_DATA"
+DATA = "AGENTDB_BENCH_DATA"
 """Environment variable: a directory with ``glove50_100k`` (``base.npy``, ``query.npy``, ``gt_cosine100.npy``)."""
 
 

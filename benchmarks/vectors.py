@@ -151,7 +151,7 @@ class _Build:
             self._searches.append(seconds(lambda: self._ours.search(query, 10)))
 
         def write(row: np.ndarray) -> None:
-            self._writes.append(seconds(lambda: self._ours.rows.upsert(["later"], vectors=row[None])))
+            self._writes.append(seconds(lambda: self._ours.rows.upsert(["-1"], vectors=row[None])))
 
         def again(work: Callable[[np.ndarray], None]) -> None:
             for i in itertools.count():
@@ -166,7 +166,7 @@ class _Build:
         over.set()
         for one in threads:
             one.join()
-        self._ours.rows.delete(["later"])
+        self._ours.rows.delete(["-1"])
         self.taken_s = taken
 
     def meanwhile(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from agentdb.aio import AsyncAgentStates, AsyncCollection, AsyncDatabase, AsyncTable, open_async
+    from agentdb.aio import AsyncAgentMemories, AsyncAgentStates, AsyncCollection, AsyncDatabase, AsyncTable, open_async
     from agentdb.config import Config
     from agentdb.database import Database, open, restore
     from agentdb.embedding import (
@@ -52,6 +52,25 @@ if TYPE_CHECKING:
         field,
     )
     from agentdb.llm import LanguageModel, Reranker
+    from agentdb.memory import (
+        ActrDecay,
+        AgentMemories,
+        Decay,
+        ExponentialDecay,
+        HeuristicImportance,
+        ImportanceScorer,
+        Memory,
+        MemoryContext,
+        MemoryEvent,
+        MemoryPolicies,
+        MemoryWrite,
+        Occurrence,
+        Recalled,
+        RecallWeights,
+        Statement,
+        Use,
+        WeibullDecay,
+    )
     from agentdb.states import AgentStates, Change, RetentionPolicy, StateType, StateVersion, StateWrite
     from agentdb.storage.deltas import DeltaTable, FrameInfo
     from agentdb.storage.schema import TableSchema
@@ -89,9 +108,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AccessDeniedError",
+    "ActrDecay",
     "AgentDBError",
+    "AgentMemories",
     "AgentStates",
     "And",
+    "AsyncAgentMemories",
     "AsyncAgentStates",
     "AsyncCollection",
     "AsyncDatabase",
@@ -105,6 +127,7 @@ __all__ = [
     "ConflictError",
     "Contains",
     "Database",
+    "Decay",
     "DeltaTable",
     "EmbedKind",
     "Embedder",
@@ -113,12 +136,15 @@ __all__ = [
     "ErrorKind",
     "Exists",
     "Explanation",
+    "ExponentialDecay",
     "Field",
     "Filter",
     "FormatError",
     "FrameInfo",
+    "HeuristicImportance",
     "Hit",
     "ImageEmbedder",
+    "ImportanceScorer",
     "In",
     "IndexSpec",
     "IndexStatus",
@@ -134,16 +160,24 @@ __all__ = [
     "IvfSq",
     "Key",
     "LanguageModel",
+    "Memory",
+    "MemoryContext",
+    "MemoryEvent",
+    "MemoryPolicies",
+    "MemoryWrite",
     "Metric",
     "MissingDependencyError",
     "Not",
     "NotFoundError",
+    "Occurrence",
     "OnProgress",
     "Or",
     "OrderBy",
     "Problem",
     "Progress",
     "Query",
+    "RecallWeights",
+    "Recalled",
     "Record",
     "Reranker",
     "RetentionPolicy",
@@ -152,6 +186,7 @@ __all__ = [
     "StateType",
     "StateVersion",
     "StateWrite",
+    "Statement",
     "Statistics",
     "StorageError",
     "Table",
@@ -161,8 +196,10 @@ __all__ = [
     "TokenCounter",
     "TokenEmbedder",
     "UnavailableError",
+    "Use",
     "VectorSpec",
     "VerifyReport",
+    "WeibullDecay",
     "check_vectors",
     "embed_texts",
     "field",
@@ -175,7 +212,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "agentdb.aio": ("AsyncAgentStates", "AsyncCollection", "AsyncDatabase", "AsyncTable", "open_async"),
+    "agentdb.aio": (
+        "AsyncAgentMemories",
+        "AsyncAgentStates",
+        "AsyncCollection",
+        "AsyncDatabase",
+        "AsyncTable",
+        "open_async",
+    ),
     "agentdb.config": ("Config",),
     "agentdb.database": ("Database", "open", "restore"),
     "agentdb.embedding": (
@@ -218,6 +262,25 @@ _EXPORTS = {
         "field",
     ),
     "agentdb.llm": ("LanguageModel", "Reranker"),
+    "agentdb.memory": (
+        "ActrDecay",
+        "AgentMemories",
+        "Decay",
+        "ExponentialDecay",
+        "HeuristicImportance",
+        "ImportanceScorer",
+        "Memory",
+        "MemoryContext",
+        "MemoryEvent",
+        "MemoryPolicies",
+        "MemoryWrite",
+        "Occurrence",
+        "RecallWeights",
+        "Recalled",
+        "Statement",
+        "Use",
+        "WeibullDecay",
+    ),
     "agentdb.states": ("AgentStates", "Change", "RetentionPolicy", "StateType", "StateVersion", "StateWrite"),
     "agentdb.storage.deltas": ("DeltaTable", "FrameInfo"),
     "agentdb.storage.schema": ("TableSchema",),

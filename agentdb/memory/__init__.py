@@ -1,1 +1,47 @@
-"""The memory of agents."""
+"""The memory of agents: what was said and learned, word for word, and recalled by what it means, says and belongs to.
+
+============  ==========================================================================
+``store``     ``AgentMemories``: remember, recall, list, update, forget, restore, erase
+``records``   what callers give and hold: ``Memory``, ``MemoryWrite``, ``Occurrence``
+``recall``    the signals of recall, and how they are put together
+``resident``  one agent's memories in memory, followed from commit to commit
+``encoding``  how a memory is read by an embedder, in its context
+``policies``  importance, decay, retention, sameness, contradiction: pure functions
+``tables``    how memories lie in tables
+============  ==========================================================================
+"""
+
+from agentdb.memory.policies import (
+    ActrDecay,
+    Decay,
+    ExponentialDecay,
+    HeuristicImportance,
+    ImportanceScorer,
+    MemoryPolicies,
+    Statement,
+    Use,
+    WeibullDecay,
+)
+from agentdb.memory.recall import MemoryContext, Recalled, RecallWeights
+from agentdb.memory.records import Memory, MemoryEvent, MemoryWrite, Occurrence
+from agentdb.memory.store import AgentMemories
+
+__all__ = [
+    "ActrDecay",
+    "AgentMemories",
+    "Decay",
+    "ExponentialDecay",
+    "HeuristicImportance",
+    "ImportanceScorer",
+    "Memory",
+    "MemoryContext",
+    "MemoryEvent",
+    "MemoryPolicies",
+    "MemoryWrite",
+    "Occurrence",
+    "RecallWeights",
+    "Recalled",
+    "Statement",
+    "Use",
+    "WeibullDecay",
+]

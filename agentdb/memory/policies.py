@@ -411,7 +411,7 @@ _HALF_LIVES: Mapping[MemoryType, float] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryPolicies:
-    """The rules by which memories are valued, fade and are compared. Each can be replaced by an object with the same methods.
+    """The rules by which memories are valued and fade. Each can be replaced by an object with the same methods.
 
     Attributes:
         decay: how memories fade.
@@ -419,9 +419,8 @@ class MemoryPolicies:
         short_term_half_life_s: of every memory before it was consolidated.
         importance: values memories that were given no importance.
         archive_importance_below: what is worth less when it is remembered is archived at once: kept, and left out of recall.
-        retention: what is archived and purged later.
-        duplicate: what says the same.
-        contradiction: what ends another's validity.
+        working_items, working_tokens: how much working memory a session has; the oldest leave for short-term memory. A token
+            is taken for four characters.
     """
 
     decay: Decay = field(default_factory=ExponentialDecay)
@@ -429,9 +428,8 @@ class MemoryPolicies:
     short_term_half_life_s: float = 7 * _DAY_S
     importance: ImportanceScorer = field(default_factory=HeuristicImportance)
     archive_importance_below: float = 0.0
-    retention: RetentionRule = field(default_factory=RetentionRule)
-    duplicate: DuplicateRule = field(default_factory=DuplicateRule)
-    contradiction: ContradictionRule = field(default_factory=ContradictionRule)
+    working_items: int = 40
+    working_tokens: int = 4_000
 
     def __post_init__(self) -> None:
         _require(isinstance(self.decay, Decay), "MemoryPolicies.decay must have activation()")
@@ -441,6 +439,14 @@ class MemoryPolicies:
             "MemoryPolicies.half_life_s must give each of episodic, semantic and procedural a time above 0",
         )
         _require(_is_duration(self.short_term_half_life_s), "MemoryPolicies.short_term_half_life_s must be above 0")
+        _require(
+            type(self.working_items) is int and self.working_items >= 1,
+            "MemoryPolicies.working_items must be at least 1",
+        )
+        _require(
+            type(self.working_tokens) is int and self.working_tokens >= 1,
+            "MemoryPolicies.working_tokens must be at least 1",
+        )
         _require(
             0 <= self.archive_importance_below <= 1, "MemoryPolicies.archive_importance_below must lie between 0 and 1"
         )

@@ -100,6 +100,7 @@ class AgentRows:
         self._follower = self._table.follow(COLUMNS, filter=self.condition)
         self.ids: list[str] = []
         self.tokens: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int8]] | None] = []
+        self._token_bytes = 0
         self._bm25 = Bm25Block(k1=_K1, b=_B)
         self._codes: dict[tuple[Any, ...], int] = {}
         self._numbers = {
@@ -124,8 +125,7 @@ class AgentRows:
     @property
     def nbytes(self) -> int:
         """About how much memory the rows take."""
-        tokens = sum(one[1].nbytes + one[0].nbytes for one in self.tokens if one is not None)
-        return self._vectors.nbytes + self._bm25.nbytes + tokens + 400 * self.size
+        return self._vectors.nbytes + self._bm25.nbytes + self._token_bytes + 400 * self.size
 
     def advance(self) -> bool:
         """Go to the state of the current snapshot; False: inside a transaction, or in an older state, it cannot be had."""
@@ -219,6 +219,7 @@ class AgentRows:
             found = decode_tokens(tokens, self._dimension) if is_mine and tokens is not None else None
             self.tokens.append(found)
             if found is not None:
+                self._token_bytes += found[0].nbytes + found[1].nbytes
                 self._frequencies.setdefault(int(numbers["scope"][i]), Counter()).update(set(found[0].tolist()))
         self._scopes.clear()
 
@@ -231,6 +232,7 @@ class AgentRows:
         for slot in removed.tolist():
             gone, self.tokens[slot] = self.tokens[slot], None
             if gone is not None:
+                self._token_bytes -= gone[0].nbytes + gone[1].nbytes
                 self._frequencies[int(self._numbers["scope"][slot])].subtract(set(gone[0].tolist()))
         self._scopes.clear()
 

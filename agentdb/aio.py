@@ -413,6 +413,7 @@ class AsyncAgentMemories(_Twin[AgentMemories]):
     forget = _writes(AgentMemories.forget)
     restore = _writes(AgentMemories.restore)
     erase = _writes(AgentMemories.erase)
+    maintain = _embeds(AgentMemories.maintain)
 
 
 class AsyncAgentStates(_Twin[AgentStates]):

@@ -6,18 +6,23 @@
 ``recall``    the signals of recall, and how they are put together
 ``resident``  one agent's memories in memory, followed from commit to commit
 ``encoding``  how a memory is read by an embedder, in its context
+``maintenance``  which memories upkeep moves, merges, closes, archives
 ``policies``  importance, decay, retention, sameness, contradiction: pure functions
 ``tables``    how memories lie in tables
 ============  ==========================================================================
 """
 
+from agentdb.memory.maintenance import MaintenanceReport, MemoryChange
 from agentdb.memory.policies import (
     ActrDecay,
+    ContradictionRule,
     Decay,
+    DuplicateRule,
     ExponentialDecay,
     HeuristicImportance,
     ImportanceScorer,
     MemoryPolicies,
+    RetentionRule,
     Statement,
     Use,
     WeibullDecay,
@@ -29,11 +34,15 @@ from agentdb.memory.store import AgentMemories
 __all__ = [
     "ActrDecay",
     "AgentMemories",
+    "ContradictionRule",
     "Decay",
+    "DuplicateRule",
     "ExponentialDecay",
     "HeuristicImportance",
     "ImportanceScorer",
+    "MaintenanceReport",
     "Memory",
+    "MemoryChange",
     "MemoryContext",
     "MemoryEvent",
     "MemoryPolicies",
@@ -41,6 +50,7 @@ __all__ = [
     "Occurrence",
     "RecallWeights",
     "Recalled",
+    "RetentionRule",
     "Statement",
     "Use",
     "WeibullDecay",

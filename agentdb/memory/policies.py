@@ -325,6 +325,17 @@ _CHANGE = re.compile(
 )
 
 
+_PAST = re.compile(
+    r"\b(?:was|were|did|had|went|got|came|saw|made|took|gave|said|told|bought|met|\w{3,}ed|yesterday|ago|last (?:night|week|"
+    r"month|year|summer|winter|spring|autumn|fall))\b|\bdidn't\b",
+    re.IGNORECASE,
+)
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(one.casefold() for one in _NAME.findall(text))
+
+
 def _terms(text: str) -> frozenset[str]:
     return frozenset(analyze([text])[0])
 
@@ -345,9 +356,9 @@ def _same_source(one: Statement, other: Statement) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DuplicateRule:
-    """When two memories say the same: one speaker, vectors at least ``cosine`` near, the same numbers and the same polarity.
+    """When two memories say the same: one speaker, vectors at least ``cosine`` near, the same numbers, names and polarity.
 
-    Vectors alone cannot tell "at 3 pm" from "at 4 pm", or "I do" from "I don't": the words must agree there.
+    Vectors alone cannot tell "at 3 pm" from "at 4 pm", Porto from Lisbon, or "I do" from "I don't": the words must agree there.
     """
 
     cosine: float = 0.92
@@ -361,6 +372,7 @@ class DuplicateRule:
             cosine >= self.cosine
             and _same_source(one, other)
             and _numbers(one.text) == _numbers(other.text)
+            and _names(one.text) == _names(other.text)
             and bool(_NEGATION.search(one.text)) == bool(_NEGATION.search(other.text))
         )
 
@@ -370,8 +382,8 @@ class ContradictionRule:
     """When a newer statement ends the validity of an older one; without a language model, so rather too seldom than too often.
 
     Both come from one speaker, are near in meaning (``cosine``) and share most words (``overlap`` of the shorter one's terms); and
-    they differ in what matters: one denies (negation on one side only), or the newer one says that something changed and
-    gives another value, or both give a number, and another one.
+    they differ in what matters: one denies (negation on one side only), or the newer one says that something changed and gives
+    another number or other words. What is told of the past stays true: nothing supersedes it.
     """
 
     cosine: float = 0.6
@@ -385,19 +397,19 @@ class ContradictionRule:
         """Return why the newer statement takes the older one's place, in a word or two; None: it does not."""
         if cosine < self.cosine or not _same_source(newer, older):
             return None
-        if newer.text.rstrip().endswith("?") or older.text.rstrip().endswith("?"):
+        if newer.text.rstrip().endswith("?") or older.text.rstrip().endswith("?") or _PAST.search(older.text):
             return None
         mine, theirs = _terms(newer.text), _terms(older.text)
         if _overlap(mine, theirs) < self.overlap:
             return None
         if bool(_NEGATION.search(newer.text)) != bool(_NEGATION.search(older.text)):
             return "negated"
+        if not _CHANGE.search(newer.text):
+            return None
         numbers, old_numbers = _numbers(newer.text), _numbers(older.text)
         if numbers and old_numbers and not numbers & old_numbers:
             return "another number"
-        if _CHANGE.search(newer.text) and mine - theirs and theirs - mine:
-            return "said to have changed"
-        return None
+        return "said to have changed" if mine - theirs and theirs - mine else None
 
 
 # --- all together -----------------------------------------------------------------------------------------------------
@@ -411,7 +423,7 @@ _HALF_LIVES: Mapping[MemoryType, float] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryPolicies:
-    """The rules by which memories are valued and fade. Each can be replaced by an object with the same methods.
+    """The rules by which memories are valued, fade and are compared. Each can be replaced by an object with the same methods.
 
     Attributes:
         decay: how memories fade.
@@ -419,6 +431,10 @@ class MemoryPolicies:
         short_term_half_life_s: of every memory before it was consolidated.
         importance: values memories that were given no importance.
         archive_importance_below: what is worth less when it is remembered is archived at once: kept, and left out of recall.
+        retention: what is archived and purged later.
+        duplicate: what says the same.
+        contradiction: what ends another's validity.
+        consolidate_after_s: how old a short-term memory must be to be settled.
         working_items, working_tokens: how much working memory a session has; the oldest leave for short-term memory. A token
             is taken for four characters.
     """
@@ -428,6 +444,10 @@ class MemoryPolicies:
     short_term_half_life_s: float = 7 * _DAY_S
     importance: ImportanceScorer = field(default_factory=HeuristicImportance)
     archive_importance_below: float = 0.0
+    retention: RetentionRule = field(default_factory=RetentionRule)
+    duplicate: DuplicateRule = field(default_factory=DuplicateRule)
+    contradiction: ContradictionRule = field(default_factory=ContradictionRule)
+    consolidate_after_s: float = _DAY_S
     working_items: int = 40
     working_tokens: int = 4_000
 
@@ -437,6 +457,10 @@ class MemoryPolicies:
         _require(
             set(self.half_life_s) == set(_HALF_LIVES) and all(_is_duration(one) for one in self.half_life_s.values()),
             "MemoryPolicies.half_life_s must give each of episodic, semantic and procedural a time above 0",
+        )
+        _require(
+            isinstance(self.consolidate_after_s, int | float) and 0 <= self.consolidate_after_s < math.inf,
+            "MemoryPolicies.consolidate_after_s must be at least 0",
         )
         _require(_is_duration(self.short_term_half_life_s), "MemoryPolicies.short_term_half_life_s must be above 0")
         _require(

@@ -177,6 +177,11 @@ class AgentRows:
         """`[size]`: which rows have a vector of the embedder."""
         return self._embedded[: self.size]
 
+    def vectors(self, slots: Slots) -> Floats:
+        """Return `[n, D]` unit vectors; zero where there is none."""
+        found: Floats = self._vectors[slots]
+        return found
+
     # --- rows come and go ---------------------------------------------------------------------------------------------
 
     def _add(self, added: pa.Table) -> None:

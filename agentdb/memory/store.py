@@ -20,7 +20,16 @@ from agentdb.embedding import Embedder, TokenCounter
 from agentdb.errors import InvalidInputError, MissingDependencyError, NotFoundError, UnavailableError
 from agentdb.filters import And, Compare, Filter, In, IsNull, decode_json
 from agentdb.memory.encoding import CONTEXT_MEMORIES, Encoded, Encoder, QueryVectors, Reading
-from agentdb.memory.policies import MemoryPolicies, MemoryType, Statement, Use
+from agentdb.memory.maintenance import (
+    STEP_ROWS,
+    MaintenanceReport,
+    MemoryChange,
+    Plan,
+    activations,
+    plan_consolidation,
+    plan_forgetting,
+)
+from agentdb.memory.policies import MemoryPolicies, MemoryType, Statement
 from agentdb.memory.recall import MemoryContext, Recalled, RecallWeights, Wanted, candidates, combine, within_budget
 from agentdb.memory.records import (
     Memory,
@@ -53,6 +62,8 @@ _log = logging.getLogger("agentdb.memory")
 _READ = [c.name for c in MEMORIES.columns if c.name not in ("terms", "embedder", "vector", "tokens", "ordinal")]
 _CHARS_PER_TOKEN = 4
 _EMBED_AT_ONCE = 256
+_EVENTS = {"merged": "archived", "closed": "updated"}
+"""How a change by upkeep is called in a memory's history, where it is one that callers make as well."""
 _PENDING_AT_RECALL = 512
 """Memories that a recall embeds before it answers; what is beyond waits, and is found by its words."""
 _MONTHS = (
@@ -751,20 +762,8 @@ class AgentMemories:
         ids = [rows.ids[slot] for slot in found.slots.tolist()]
         if not ids:
             return [], {}
-        recorded = rows.number("recorded_at")[found.slots] / 1e6
-        last, count = recorded.copy(), np.ones(len(ids))
-        for i, row in enumerate(self._tables.uses.get_many(ids)):
-            if row is not None:
-                last[i], count[i] = row["last_used_at"].timestamp(), row["uses"]
-        moment = now.timestamp()
-        long_term = rows.number("tier")[found.slots] == rows.code("tier", "long_term")
-        half_life_s = np.full(len(ids), self.policies.short_term_half_life_s)
-        types = rows.number("memory_type")[found.slots]
-        half_life_s[long_term] = self.policies.half_life_s["episodic"]
-        for one, its in self.policies.half_life_s.items():
-            half_life_s[long_term & (types == rows.code("memory_type", one))] = its
-        use = Use.of(moment - last, moment - recorded, count)
-        return ids, {**found.signals, "activation": self.policies.decay.activation(use, half_life_s)}
+        activation = activations(rows, found.slots, self._tables.uses.get_many(ids), self.policies, now)
+        return ids, {**found.signals, "activation": activation}
 
     def _space(self) -> tuple[str, int]:
         """Return what rows call the embedder that made their vectors, and the dimension."""
@@ -1120,6 +1119,128 @@ class AgentMemories:
             ]
         erased = {row["id"] for row in rows}
         return [one for one in dict.fromkeys(found) if one not in erased]
+
+    # --- upkeep -------------------------------------------------------------------------------------------------------
+
+    def maintain(self, agent_id: str | int | None = None, *, limit: int = 10_000) -> MaintenanceReport:
+        """Consolidate, close, archive and purge what the policies say, now; return what was done and why.
+
+        - Short-term memories that have settled move to long-term memory. One that says the same as an older memory of its user
+          and namespace is merged into it instead: archived, its id among the other's ``sources``.
+        - A memory that another contradicts is not true any more from then on: its ``valid_to`` is closed, nothing is deleted.
+        - What has faded and matters little is archived; what was archived long ago is purged, if the policy says after how long.
+
+        Every step is one transaction over at most 128 memories, so others read and write meanwhile, a killed process loses at most
+        the step at hand, and another run goes on from there. `history` of each memory tells of it, too; what is purged is erased.
+
+        Args:
+            agent_id: whose memories; None: every agent's.
+            limit: at most so many changes.
+
+        Raises:
+            UnavailableError: inside a transaction or snapshot.
+        """
+        if self._engine._core.current() is not None:
+            raise UnavailableError("maintain is not possible inside a transaction or snapshot")
+        if type(limit) is not int or limit < 1:
+            raise InvalidInputError("limit must be an int of 1 or more")
+        if agent_id is not None:
+            agents = [check_identifier("agent_id", agent_id)]
+        elif self._is_empty:
+            agents = []
+        else:
+            agents = sorted({row["agent_id"] for row in self._tables.heads.scan(columns=["agent_id"])})
+        changes: builtins.list[MemoryChange] = []
+        if self._is_empty:
+            return MaintenanceReport()
+        for agent in agents:
+            for step in (self._consolidate, self._archive, self._purge):
+                is_done = False
+                while not is_done:
+                    if len(changes) >= limit:
+                        return MaintenanceReport(tuple(changes), is_complete=False)
+                    done, is_done = step(agent, min(STEP_ROWS, limit - len(changes)))
+                    changes += done
+        return MaintenanceReport(tuple(changes))
+
+    def _consolidate(self, agent_id: str, limit: int) -> tuple[builtins.list[MemoryChange], bool]:
+        try:
+            self._embed_waiting(agent_id, _PENDING_AT_RECALL)
+        except MissingDependencyError:
+            return [], True  # nothing can be compared: short-term memory waits
+        now = self._now()
+        name, dimension = self._space()
+        rows = self._rows.agent(agent_id, name, dimension)
+        with self._engine.snapshot(), rows.lock:
+            if not rows.advance():
+                return [], False
+            plan, is_all = plan_consolidation(rows, self._tables.memories.get_many, self.policies, now, limit)
+        done = self._apply(plan, now)
+        return done, is_all or not done
+
+    def _archive(self, agent_id: str, limit: int) -> tuple[builtins.list[MemoryChange], bool]:
+        now = self._now()
+        try:
+            name, dimension = self._space()
+        except MissingDependencyError:
+            name, dimension = None, 0  # fading needs no vectors
+        rows = self._rows.agent(agent_id, name, dimension)
+        with self._engine.snapshot(), rows.lock:
+            if not rows.advance():
+                return [], False
+            plan, is_all = plan_forgetting(rows, self._tables.uses.get_many, self.policies, now, limit)
+        done = self._apply(plan, now)
+        return done, is_all or not done
+
+    def _apply(self, plan: Plan, now: datetime) -> builtins.list[MemoryChange]:
+        """Write a plan, but for memories that somebody else has changed since; return what was done."""
+
+        def work() -> builtins.list[MemoryChange]:
+            found = self._tables.memories.get_many(list(plan.rows))
+            current = {row["id"]: row for row in found if row is not None and row["status"] == "active"}
+            for one, into in plan.into.items():
+                if into not in current:
+                    current.pop(one, None)  # it stays what it is until the next run
+            done = [one for one in plan.changes if one.memory_id in current]
+            events = []
+            for change in done:
+                row, columns = current[change.memory_id], plan.rows[change.memory_id]
+                before = {name: _plain(row[name]) for name in columns if name != "sources"}
+                events.append((change.memory_id, _EVENTS.get(change.action, change.action), change.reason, before))
+            self._tables.memories.put_many({**row, **plan.rows[one]} for one, row in current.items())
+            repeated = [(one, at) for one, at in plan.repeated if one in current]
+            uses = {row["id"]: dict(row) for row in self._use_rows(list(dict.fromkeys(one for one, _ in repeated)))}
+            for one, at in repeated:
+                uses[one]["uses"] += 1
+                uses[one]["last_used_at"] = max(uses[one]["last_used_at"], at)
+            self._tables.uses.put_many(uses.values())
+            self._note(events, now)
+            return done
+
+        return self._engine.transact(work) if plan.rows else []
+
+    def _purge(self, agent_id: str, limit: int) -> tuple[builtins.list[MemoryChange], bool]:
+        after_s = self.policies.retention.purge_after_s
+        if after_s is None:
+            return [], True
+        now = self._now()
+        archived = And(_eq("agent_id", agent_id), _eq("status", "archived"))
+        found = {
+            row["id"]: row["recorded_at"] for row in self._tables.memories.scan(archived, columns=["id", "recorded_at"])
+        }
+        since = dict(found)
+        ids = list(found)
+        for start in range(0, len(ids), STEP_ROWS):
+            some = In(("memory_id",), tuple(ids[start : start + STEP_ROWS]))
+            for event in self._tables.events.scan(some, columns=["memory_id", "at", "action"]):
+                if event["action"] == "archived":
+                    since[event["memory_id"]] = max(since[event["memory_id"]], event["at"])
+        old = sorted(one for one, at in since.items() if (now - at).total_seconds() >= after_s)
+        doomed = old[:limit]
+        if doomed:
+            self.erase(doomed)
+        reason = f"archived for more than {after_s:g} s"
+        return [MemoryChange(one, "purged", reason) for one in doomed], len(old) <= limit
 
 
 # --- sessions ---------------------------------------------------------------------------------------------------------

@@ -405,6 +405,7 @@ class AsyncAgentMemories(_Twin[AgentMemories]):
     require = _reads(AgentMemories.require)
     list = _reads(AgentMemories.list)
     history = _reads(AgentMemories.history)
+    why = _reads(AgentMemories.why)
     recall = _embeds(AgentMemories.recall)
     recall_many = _embeds(AgentMemories.recall_many)
     context = _embeds(AgentMemories.context)

@@ -28,7 +28,7 @@ from agentdb.memory.policies import (
     WeibullDecay,
 )
 from agentdb.memory.recall import MemoryContext, Recalled, RecallWeights
-from agentdb.memory.records import Memory, MemoryEvent, MemoryWrite, Occurrence
+from agentdb.memory.records import Memory, MemoryEvent, MemoryTrace, MemoryWrite, Occurrence
 from agentdb.memory.store import AgentMemories
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "MemoryContext",
     "MemoryEvent",
     "MemoryPolicies",
+    "MemoryTrace",
     "MemoryWrite",
     "Occurrence",
     "RecallWeights",

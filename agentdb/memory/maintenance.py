@@ -191,6 +191,8 @@ def _consolidate(plan: Plan, row: Row, older: Sequence[tuple[Row, float]], polic
         starts, ends = other["valid_from"], pending.get("valid_to", other["valid_to"])
         if reason is not None and (ends is None or ends > begins) and (starts is None or starts < begins):
             plan.change(other["id"], "closed", f"{reason}: {row['id']}", valid_to=begins)
+            if row["valid_from"] is None:
+                plan.rows.setdefault(row["id"], {})["valid_from"] = begins  # one interval ends where the other begins
     return False
 
 

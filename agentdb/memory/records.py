@@ -15,6 +15,7 @@ from agentdb.states.versions import check_identifier, check_moment
 __all__ = [
     "Memory",
     "MemoryEvent",
+    "MemoryTrace",
     "MemoryWrite",
     "Occurrence",
     "Scope",
@@ -113,6 +114,27 @@ class MemoryEvent:
     action: str
     reason: str
     before: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryTrace:
+    """Why a memory is as it is.
+
+    Attributes:
+        memory: as it stands.
+        events: what happened to it, oldest first; see `MemoryEvent`.
+        sources: the memories that it was derived from, or that say the same; those that were erased are missing.
+        derived: the memories that have it among their sources.
+        activation: how much is left of it, 0 to 1: fresh and often used is 1.
+        retention: what speaks for keeping it at hand, 0 to 1; upkeep archives what falls below the policy's bound.
+    """
+
+    memory: Memory
+    events: tuple[MemoryEvent, ...]
+    sources: tuple[Memory, ...]
+    derived: tuple[Memory, ...]
+    activation: float
+    retention: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

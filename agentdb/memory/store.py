@@ -18,7 +18,7 @@ import numpy as np
 
 from agentdb.embedding import Embedder, TokenCounter
 from agentdb.errors import InvalidInputError, MissingDependencyError, NotFoundError, UnavailableError
-from agentdb.filters import And, Compare, Filter, In, IsNull, decode_json
+from agentdb.filters import And, Compare, Contains, Filter, In, IsNull, decode_json
 from agentdb.memory.encoding import CONTEXT_MEMORIES, Encoded, Encoder, QueryVectors, Reading
 from agentdb.memory.maintenance import (
     STEP_ROWS,
@@ -29,11 +29,12 @@ from agentdb.memory.maintenance import (
     plan_consolidation,
     plan_forgetting,
 )
-from agentdb.memory.policies import MemoryPolicies, MemoryType, Statement
+from agentdb.memory.policies import MemoryPolicies, MemoryType, Statement, Use
 from agentdb.memory.recall import MemoryContext, Recalled, RecallWeights, Wanted, candidates, combine, within_budget
 from agentdb.memory.records import (
     Memory,
     MemoryEvent,
+    MemoryTrace,
     MemoryWrite,
     Occurrence,
     Scope,
@@ -576,6 +577,33 @@ class AgentMemories:
                     for one in events
                 ),
             ]
+
+    def why(self, memory_id: str) -> MemoryTrace:
+        """Return why a memory is as it is: what happened to it, what it stands for, and what speaks for keeping it.
+
+        Raises:
+            NotFoundError: there is none of that id.
+        """
+        with self._view():
+            memory, events = self.require(memory_id), self.history(memory_id)
+            sources = self._read(memory.sources, is_required=False)
+            theirs = And(_eq("agent_id", memory.agent_id), Contains(("sources",), (memory.id,)))
+            derived = self._made(list(self._tables.memories.scan(theirs, columns=_READ)))
+        now, policies = self._now(), self.policies
+        half_life_s = policies.short_term_half_life_s
+        if memory.tier == "long_term":
+            half_life_s = policies.half_life_s[memory.memory_type or "episodic"]
+        last_age_s, first_age_s = ((now - at).total_seconds() for at in (memory.last_used_at, memory.recorded_at))
+        activation = policies.decay.activation(Use.of(last_age_s, first_age_s, memory.uses), half_life_s)
+        retention = policies.retention.retention(activation, memory.importance)
+        return MemoryTrace(
+            memory=memory,
+            events=tuple(events),
+            sources=tuple(sources),
+            derived=tuple(derived),
+            activation=float(activation[0]),
+            retention=float(retention[0]),
+        )
 
     # --- recalling ----------------------------------------------------------------------------------------------------
 
@@ -1127,7 +1155,8 @@ class AgentMemories:
 
         - Short-term memories that have settled move to long-term memory. One that says the same as an older memory of its user
           and namespace is merged into it instead: archived, its id among the other's ``sources``.
-        - A memory that another contradicts is not true any more from then on: its ``valid_to`` is closed, nothing is deleted.
+        - A memory that a newer one contradicts is not true any more from then on: its ``valid_to`` is closed, where the newer one's
+          ``valid_from`` begins; nothing is deleted.
         - What has faded and matters little is archived; what was archived long ago is purged, if the policy says after how long.
 
         Every step is one transaction over at most 128 memories, so others read and write meanwhile, a killed process loses at most

@@ -92,6 +92,80 @@ def test_what_says_the_same_is_merged_and_counted(memories: AgentMemories, clock
     assert memories.require(first.id).sources == (again.id, third.id)
 
 
+def test_a_memory_says_why_it_is_as_it_is(memories: AgentMemories, clock: Clock) -> None:
+    first = memories.remember("I have a cat.", agent_id="a", importance=0.4)
+    clock.now += timedelta(hours=1)
+    again = memories.remember("I do have a cat!", agent_id="a")
+    clock.now += DAY
+    memories.maintain("a")
+    trace = memories.why(first.id)
+    assert trace.memory == memories.require(first.id)
+    assert [one.action for one in trace.events] == ["remembered", "moved"]
+    assert [one.id for one in trace.sources] == [again.id]
+    assert trace.derived == ()
+    assert [one.id for one in memories.why(again.id).derived] == [first.id]
+    # Two uses double the strength of a half-life of thirty days; a day has passed since the last.
+    assert trace.activation == pytest.approx(0.5 ** (1 / 60))
+    assert trace.retention == pytest.approx(0.5 * trace.activation + 0.5 * 0.4)
+    memories.erase(again.id)
+    assert memories.why(first.id).sources == ()
+
+
+def test_upkeep_that_is_interrupted_anywhere_ends_as_one_that_is_not(tmp_path: Path) -> None:
+    said = [f"{'I live in' if i % 3 else 'My cat'} {i % 7}" for i in range(20)]
+    said += [f"I moved, I live in place {i} now" for i in range(5)] + ["My weather!", "My weather"]
+
+    class StopError(Exception):
+        pass
+
+    def run(name: str, failing: int | None) -> tuple[int, Any]:
+        clock, count = Clock(), 0
+        numbers = iter(range(10_000))
+        config = Config(clock=clock, maintenance=False, id_source=lambda: f"{next(numbers):08d}")
+        with agentdb.open(tmp_path / name, config=config, embedder=Topics(16)) as db:
+            memories = db.memories
+            memories.remember_many(MemoryWrite(content=one, agent_id="a", importance=0.2) for one in said)
+            clock.now += 2 * DAY
+            put_many = agentdb.Table.put_many
+
+            def counted(table: agentdb.Table, rows: Any) -> int:
+                nonlocal count
+                count += 1
+                if count == failing:
+                    raise StopError
+                return put_many(table, rows)
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(agentdb.Table, "put_many", counted)
+                for wait in (0, 400):
+                    clock.now += wait * DAY
+                    try:
+                        while not memories.maintain("a", limit=6).is_complete:
+                            pass
+                    except StopError:
+                        while not memories.maintain("a", limit=6).is_complete:
+                            pass
+            rows = memories.list(agent_id="a", is_archived=None, limit=1_000)
+            state = {
+                one.text: (
+                    one.tier,
+                    one.status,
+                    one.valid_to,
+                    one.uses,
+                    len(one.sources),
+                    len(memories.history(one.id)),
+                )
+                for one in rows
+            }
+            return count, state
+
+    total, expected = run("whole", None)
+    assert total > 10
+    assert {one[1] for one in expected.values()} == {"archived"}
+    for failing in range(1, total + 1, 3):
+        assert run(f"stopped-{failing}", failing)[1] == expected
+
+
 def test_a_contradiction_closes_the_old_interval_and_deletes_nothing(memories: AgentMemories, clock: Clock) -> None:
     old = memories.remember("I live in Lisbon.", agent_id="a")
     clock.now += 10 * DAY
@@ -101,7 +175,7 @@ def test_a_contradiction_closes_the_old_interval_and_deletes_nothing(memories: A
     report = memories.maintain("a")
     closed = [one for one in report.changes if one.action == "closed"]
     assert [(one.memory_id, one.reason) for one in closed] == [(old.id, f"said to have changed: {new.id}")]
-    assert memories.require(old.id).valid_to == moved_at
+    assert memories.require(old.id).valid_to == memories.require(new.id).valid_from == moved_at
     assert memories.require(old.id).status == "active"
     closing = [one for one in memories.history(old.id) if new.id in one.reason]
     assert [(one.action, one.before["valid_to"]) for one in closing] == [("updated", None)]
@@ -110,7 +184,7 @@ def test_a_contradiction_closes_the_old_interval_and_deletes_nothing(memories: A
         return [one.memory.id for one in memories.recall("live", agent_id="a", reinforce=False, **options)]
 
     assert recalled() == [new.id]
-    assert old.id in recalled(valid_at=moved_at - DAY)
+    assert recalled(valid_at=moved_at - DAY) == [old.id]
     assert memories.maintain("a").changes == ()
 
 

@@ -415,6 +415,8 @@ class AsyncAgentMemories(_Twin[AgentMemories]):
     restore = _writes(AgentMemories.restore)
     erase = _writes(AgentMemories.erase)
     maintain = _embeds(AgentMemories.maintain)
+    export_jsonl = _reads(AgentMemories.export_jsonl)
+    import_jsonl = _writes(AgentMemories.import_jsonl)
 
 
 class AsyncAgentStates(_Twin[AgentStates]):

@@ -8,16 +8,19 @@ from __future__ import annotations
 import builtins
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import numpy as np
 
 from agentdb.embedding import Embedder, TokenCounter
-from agentdb.errors import InvalidInputError, MissingDependencyError, NotFoundError, UnavailableError
+from agentdb.errors import InvalidInputError, MissingDependencyError, NotFoundError, StorageError, UnavailableError
 from agentdb.filters import And, Compare, Contains, Filter, In, IsNull, decode_json
 from agentdb.memory.encoding import CONTEXT_MEMORIES, Encoded, Encoder, QueryVectors, Reading
 from agentdb.memory.maintenance import (
@@ -48,8 +51,10 @@ from agentdb.memory.records import (
     content_text,
 )
 from agentdb.memory.resident import AgentRows, RowCache
-from agentdb.memory.tables import MEMORIES, MemoryTables
+from agentdb.memory.tables import EVENTS, MEMORIES, OCCURRENCES, USES, MemoryTables
 from agentdb.states.versions import check_identifier, check_metadata
+from agentdb.storage.schema import TableSchema
+from agentdb.storage.table import Table
 from agentdb.types import ErasureReceipt, Row
 from agentdb.vectors.analysis import encode_terms
 
@@ -63,7 +68,8 @@ _log = logging.getLogger("agentdb.memory")
 _READ = [c.name for c in MEMORIES.columns if c.name not in ("terms", "embedder", "vector", "tokens", "ordinal")]
 _CHARS_PER_TOKEN = 4
 _EMBED_AT_ONCE = 256
-_EVENTS = {"merged": "archived", "closed": "updated"}
+_ROWS_AT_ONCE = 512
+_AS_EVENTS = {"merged": "archived", "closed": "updated"}
 """How a change by upkeep is called in a memory's history, where it is one that callers make as well."""
 _PENDING_AT_RECALL = 512
 """Memories that a recall embeds before it answers; what is beyond waits, and is found by its words."""
@@ -289,8 +295,7 @@ class AgentMemories:
             "vector": None,
             "tokens": None,
         }
-        said = json.dumps([*_scope_key(scope), role, speaker, text, data]).encode()
-        return _Draft(row, scope, blake2b(said, digest_size=16).hexdigest(), metadata)
+        return _Draft(row, scope, _digest(row), metadata)
 
     @property
     def _least_importance(self) -> float:
@@ -1235,7 +1240,7 @@ class AgentMemories:
             for change in done:
                 row, columns = current[change.memory_id], plan.rows[change.memory_id]
                 before = {name: _plain(row[name]) for name in columns if name != "sources"}
-                events.append((change.memory_id, _EVENTS.get(change.action, change.action), change.reason, before))
+                events.append((change.memory_id, _AS_EVENTS.get(change.action, change.action), change.reason, before))
             self._tables.memories.put_many({**row, **plan.rows[one]} for one, row in current.items())
             repeated = [(one, at) for one, at in plan.repeated if one in current]
             uses = {row["id"]: dict(row) for row in self._use_rows(list(dict.fromkeys(one for one, _ in repeated)))}
@@ -1270,6 +1275,109 @@ class AgentMemories:
             self.erase(doomed)
         reason = f"archived for more than {after_s:g} s"
         return [MemoryChange(one, "purged", reason) for one in doomed], len(old) <= limit
+
+    # --- moving -------------------------------------------------------------------------------------------------------
+
+    def export_jsonl(self, path: str | os.PathLike[str], *, agent_id: str | int | None = None) -> int:
+        """Write memories, archived ones included, to a new file, one JSON object a line; return how many.
+
+        One consistent state, with occurrences, events and uses; vectors are left out, since whoever imports makes them anew.
+
+        Args:
+            path: where; there must be no file yet.
+            agent_id: whose memories; None: every agent's.
+
+        Raises:
+            InvalidInputError: the file exists.
+            StorageError: it cannot be written; what was begun is removed.
+        """
+        condition = None if agent_id is None else _eq("agent_id", check_identifier("agent_id", agent_id))
+        target = Path(path)
+        try:
+            with target.open("x", encoding="utf-8") as file:
+                try:
+                    return 0 if self._is_empty else self._export(file, condition)
+                except BaseException:
+                    target.unlink()
+                    raise
+        except FileExistsError:
+            raise InvalidInputError("the file to export to exists already") from None
+        except OSError as error:
+            raise StorageError(f"memories cannot be exported: {error.strerror}") from error
+
+    def _export(self, file: TextIO, condition: Filter | None) -> int:
+        count = 0
+        with self._view():
+            rows = self._tables.memories.scan(condition, columns=[*_READ, "ordinal"])
+            while some := builtins.list(islice(rows, _ROWS_AT_ONCE)):
+                ids = [row["id"] for row in some]
+                uses = {row["id"]: row for row in self._tables.uses.get_many(ids) if row is not None}
+                more = self._grouped(self._tables.occurrences, ids)
+                events = self._grouped(self._tables.events, ids)
+                for row in some:
+                    use = uses.get(row["id"])
+                    line = {
+                        **{name: _plain(value) for name, value in row.items()},
+                        "occurrences": more.get(row["id"], []),
+                        "events": events.get(row["id"], []),
+                        "uses": 1 if use is None else use["uses"],
+                        "last_used_at": _plain(row["recorded_at"] if use is None else use["last_used_at"]),
+                    }
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                count += len(some)
+        return count
+
+    @staticmethod
+    def _grouped(table: Table, ids: Sequence[str]) -> dict[str, builtins.list[Row]]:
+        found: dict[str, builtins.list[Row]] = {}
+        for row in table.scan(In(("memory_id",), tuple(ids)), order_by=["memory_id", "number"]):
+            found.setdefault(row.pop("memory_id"), []).append({name: _plain(value) for name, value in row.items()})
+        return found
+
+    def import_jsonl(self, path: str | os.PathLike[str]) -> int:
+        """Store the memories that `export_jsonl` wrote, all or none, under their own ids; return how many there were.
+
+        A memory whose id is here already is replaced, so importing twice is as importing once. They are embedded by the next recall
+        or `embed_pending`; until then their words find them.
+
+        Raises:
+            NotFoundError: there is no such file.
+            InvalidInputError: a line is no exported memory; the message says which. Nothing is stored.
+        """
+        try:
+            with Path(path).open(encoding="utf-8") as file:
+                parsed = [_imported(number, line) for number, line in enumerate(file, 1) if line.strip()]
+        except FileNotFoundError:
+            raise NotFoundError("there is no file to import") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidInputError(f"the file cannot be read: {type(error).__name__}") from None
+        for one, terms in zip(parsed, encode_terms([searched(one.row) for one in parsed]).to_pylist(), strict=True):
+            one.row["terms"] = terms
+        if parsed:
+            self._engine.transact(lambda: self._import(parsed))
+        return len(parsed)
+
+    def _import(self, parsed: Sequence[_Imported]) -> None:
+        heads: dict[tuple[str, str], _Head] = {}
+        for one in sorted(parsed, key=lambda one: int(one.row["ordinal"])):
+            row = one.row
+            key = _head_key(Scope(row["agent_id"], row["user_id"], row["namespace"], row["session_id"]))
+            if key not in heads:
+                heads[key] = _Head.of(key, self._tables.heads.get(key))
+            head = heads[key]
+            if row["ordinal"] > head.last:
+                head.last, head.newest = row["ordinal"], [*head.newest, row["id"]][-CONTEXT_MEMORIES:]
+            head.working = [its for its in head.working if its[0] != row["id"]]
+            if row["tier"] == "working":
+                head.working.append((row["id"], _tokens(row["text"])))
+        self._tables.memories.put_many(one.row for one in parsed)
+        self._tables.heads.put_many(head.row() for head in heads.values())
+        self._tables.uses.put_many(one.use for one in parsed)
+        self._tables.repeats.put_many(
+            {"agent_id": one.row["agent_id"], "digest": _digest(one.row), "memory_id": one.row["id"]} for one in parsed
+        )
+        self._tables.occurrences.put_many(its for one in parsed for its in one.occurrences)
+        self._tables.events.put_many(its for one in parsed for its in one.events)
 
 
 # --- sessions ---------------------------------------------------------------------------------------------------------
@@ -1320,6 +1428,12 @@ def _head_key(scope: Scope) -> tuple[str, str]:
     return scope.agent_id, blake2b(json.dumps(_scope_key(scope)).encode(), digest_size=16).hexdigest()
 
 
+def _digest(row: Row) -> str:
+    """Return what an exact repeat of a memory has in common with it."""
+    said = [row[name] for name in ("user_id", "namespace", "session_id", "role", "speaker", "text", "data")]
+    return blake2b(json.dumps(said).encode(), digest_size=16).hexdigest()
+
+
 def _tokens(text: str) -> int:
     return len(text) // _CHARS_PER_TOKEN + 1
 
@@ -1327,6 +1441,64 @@ def _tokens(text: str) -> int:
 # --- rows and memories ------------------------------------------------------------------------------------------------
 
 _HIDDEN = frozenset({"terms", "embedder", "vector", "tokens"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Imported:
+    """An exported memory as rows."""
+
+    row: Row
+    use: Row
+    occurrences: Sequence[Row]
+    events: Sequence[Row]
+
+
+def _imported(number: int, line: str) -> _Imported:
+    """Return the rows of one exported memory.
+
+    Raises:
+        InvalidInputError: it is none; the message names the line.
+    """
+    try:
+        plain = json.loads(line)
+        memory_id = check_identifier("id", plain["id"])
+        row: Row = {name: _typed(MEMORIES, name, plain.get(name)) for name in (*_READ, "ordinal")}
+        row.update(dict.fromkeys(("terms", "embedder", "vector", "tokens")))
+        Scope.of(row["agent_id"], row["user_id"], row["namespace"], row["session_id"])
+        check_tier(row["tier"])
+        if row["memory_type"] is not None:
+            check_type(row["memory_type"])
+        if row["status"] not in ("active", "archived"):
+            raise InvalidInputError("status must be active or archived")
+        MEMORIES.to_physical(row)
+        occurrences, events = (
+            [
+                {name: _typed(schema, name, {**one, "memory_id": memory_id}.get(name)) for name in names}
+                for one in plain[key]
+            ]
+            for key, schema, names in (
+                ("occurrences", OCCURRENCES, [c.name for c in OCCURRENCES.columns]),
+                ("events", EVENTS, [c.name for c in EVENTS.columns]),
+            )
+        )
+        use: Row = {
+            "id": memory_id,
+            "uses": plain["uses"],
+            "last_used_at": _typed(USES, "last_used_at", plain["last_used_at"]),
+            "repeats": len(occurrences),
+        }
+        for schema, rows in ((USES, [use]), (OCCURRENCES, occurrences), (EVENTS, events)):
+            for one in rows:
+                schema.to_physical(one)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"line {number}: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InvalidInputError(f"line {number} is no exported memory") from None
+    return _Imported(row, use, occurrences, events)
+
+
+def _typed(schema: TableSchema, name: str, value: Any) -> Any:
+    return datetime.fromisoformat(value) if value is not None and schema.column(name).kind == "timestamp" else value
 
 
 class _Nothing:

@@ -67,8 +67,8 @@ class Plan:
     repeated: list[tuple[str, datetime]] = field(default_factory=list)
     """Memories that were said again, and when: a merge is a use of what it is merged into."""
 
-    into: dict[str, str] = field(default_factory=dict)
-    """Of those that are merged: into which memory."""
+    seen: dict[str, Row] = field(default_factory=dict)
+    """The memories that were compared, as they stood: if one of them has changed since, the plan is void."""
 
     def change(self, memory_id: str, action: Action, reason: str, **columns: object) -> None:
         """Add a change, and the columns that it is made of."""
@@ -143,14 +143,16 @@ def plan_consolidation(
     slots = np.flatnonzero(chosen)
     slots = slots[np.lexsort((rows.number("ordinal")[slots], rows.number("recorded_at")[slots]))]
     plan, mine = Plan(), slots[:limit]
+    least = min(policies.duplicate.cosine, policies.contradiction.cosine)
     merged: set[int] = set()
     for slot in mine.tolist():
         memory_id = rows.ids[slot]
-        older = _older_neighbours(rows, active, slot, merged)
+        older = _older_neighbours(rows, active, slot, merged, least)
         found = read([memory_id, *(rows.ids[one] for one, _ in older)])
         row = found[0]
         if row is None:
             continue
+        plan.seen.update((it["id"], it) for it in found if it is not None)
         others = [(it, cosine) for it, (_, cosine) in zip(found[1:], older, strict=True) if it is not None]
         if _consolidate(plan, row, others, policies):
             merged.add(slot)
@@ -161,9 +163,9 @@ def plan_consolidation(
 
 
 def _older_neighbours(
-    rows: AgentRows, active: npt.NDArray[np.bool_], slot: int, merged: set[int]
+    rows: AgentRows, active: npt.NDArray[np.bool_], slot: int, merged: set[int], least: float
 ) -> list[tuple[int, float]]:
-    """Return the nearest memories of the same walls that were recorded before, with their cosines, nearest first."""
+    """Return the nearest memories of the same walls that were recorded before, with their cosines, nearest first: those that a rule may say something about."""
     recorded, ordinal = rows.number("recorded_at"), rows.number("ordinal")
     before = (recorded < recorded[slot]) | ((recorded == recorded[slot]) & (ordinal < ordinal[slot]))
     same = active & rows.embedded & before & (rows.number("scope") == rows.number("scope")[slot])
@@ -171,7 +173,7 @@ def _older_neighbours(
     others = np.setdiff1d(np.flatnonzero(same), list(merged))
     cosines = rows.vectors(others) @ rows.vectors(np.array([slot]))[0]
     best = np.argsort(-cosines, kind="stable")[:NEIGHBOURS]
-    return [(int(others[i]), float(cosines[i])) for i in best.tolist()]
+    return [(int(others[i]), float(cosines[i])) for i in best.tolist() if cosines[i] >= least]
 
 
 def _consolidate(plan: Plan, row: Row, older: Sequence[tuple[Row, float]], policies: MemoryPolicies) -> bool:
@@ -185,7 +187,6 @@ def _consolidate(plan: Plan, row: Row, older: Sequence[tuple[Row, float]], polic
             plan.change(row["id"], "merged", f"says the same as {other['id']}", status="archived")
             plan.rows.setdefault(other["id"], {})["sources"] = [*sources, row["id"]]
             plan.repeated.append((other["id"], row["recorded_at"]))
-            plan.into[row["id"]] = other["id"]
             return True
         begins = row["valid_from"] or row["occurred_at"] or row["recorded_at"]
         starts, ends = other["valid_from"], pending.get("valid_to", other["valid_to"])

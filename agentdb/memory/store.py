@@ -69,6 +69,8 @@ _READ = [c.name for c in MEMORIES.columns if c.name not in ("terms", "embedder",
 _CHARS_PER_TOKEN = 4
 _EMBED_AT_ONCE = 256
 _ROWS_AT_ONCE = 512
+_VAIN_STEPS = 32
+"""Steps in a row that others may undo by changing what they rest on, before upkeep lets them have their way."""
 _AS_EVENTS = {"merged": "archived", "closed": "updated"}
 """How a change by upkeep is called in a memory's history, where it is one that callers make as well."""
 _PENDING_AT_RECALL = 512
@@ -1189,11 +1191,12 @@ class AgentMemories:
             return MaintenanceReport()
         for agent in agents:
             for step in (self._consolidate, self._archive, self._purge):
-                is_done = False
+                is_done, vain = False, 0
                 while not is_done:
-                    if len(changes) >= limit:
+                    if len(changes) >= limit or vain == _VAIN_STEPS:
                         return MaintenanceReport(tuple(changes), is_complete=False)
                     done, is_done = step(agent, min(STEP_ROWS, limit - len(changes)))
+                    vain = 0 if done else vain + 1
                     changes += done
         return MaintenanceReport(tuple(changes))
 
@@ -1210,7 +1213,7 @@ class AgentMemories:
                 return [], False
             plan, is_all = plan_consolidation(rows, self._tables.memories.get_many, self.policies, now, limit)
         done = self._apply(plan, now)
-        return done, is_all or not done
+        return ([], False) if done is None else (done, is_all or not done)
 
     def _archive(self, agent_id: str, limit: int) -> tuple[builtins.list[MemoryChange], bool]:
         now = self._now()
@@ -1224,17 +1227,16 @@ class AgentMemories:
                 return [], False
             plan, is_all = plan_forgetting(rows, self._tables.uses.get_many, self.policies, now, limit)
         done = self._apply(plan, now)
-        return done, is_all or not done
+        return ([], False) if done is None else (done, is_all or not done)
 
-    def _apply(self, plan: Plan, now: datetime) -> builtins.list[MemoryChange]:
-        """Write a plan, but for memories that somebody else has changed since; return what was done."""
+    def _apply(self, plan: Plan, now: datetime) -> builtins.list[MemoryChange] | None:
+        """Write a plan and return what was done; None if somebody else has changed what it rests on: nothing is written then."""
 
-        def work() -> builtins.list[MemoryChange]:
+        def work() -> builtins.list[MemoryChange] | None:
+            if self._tables.memories.get_many(list(plan.seen)) != list(plan.seen.values()):
+                return None
             found = self._tables.memories.get_many(list(plan.rows))
             current = {row["id"]: row for row in found if row is not None and row["status"] == "active"}
-            for one, into in plan.into.items():
-                if into not in current:
-                    current.pop(one, None)  # it stays what it is until the next run
             done = [one for one in plan.changes if one.memory_id in current]
             events = []
             for change in done:

@@ -255,7 +255,7 @@ def test_a_memory_that_changed_meanwhile_is_left_alone(memories: AgentMemories, 
     apply = memories._apply
 
     def late(plan: Any, now: datetime) -> Any:
-        if plan.into:
+        if plan.repeated:
             memories.forget(first.id)
         return apply(plan, now)
 

@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long checks format lint types contracts bench docs constraints clean
+.PHONY: help demo test test-long checks format lint types contracts bench bench-recall docs constraints clean
 
 help: ## show the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -54,6 +54,9 @@ types: $(STAMP) ## check types
 bench: $(STAMP) ## run the benchmarks
 	$(PY) -m pip install --quiet --constraint $(VENV)/constraints.txt --group bench
 	$(PY) -m benchmarks $(BENCH_ARGS)
+
+bench-recall: $(STAMP) ## measure recall: BENCH_ARGS="--data PATH [--longmemeval FILE] [--ablate]"
+	$(PY) -m benchmarks.recall $(BENCH_ARGS)
 
 docs: $(STAMP) ## build the API reference from the docstrings into docs/_build
 	$(PY) -m pip install --quiet --constraint $(VENV)/constraints.txt --group docs

@@ -33,6 +33,7 @@ from agentdb.config import Config
 from agentdb.database import Database, open
 from agentdb.embedding import Embedder
 from agentdb.errors import ClosedError, NotFoundError
+from agentdb.memory import AgentMemories
 from agentdb.states import AgentStates, StateVersion
 from agentdb.storage.core import Core, View
 from agentdb.storage.schema import TableSchema
@@ -42,7 +43,7 @@ from agentdb.vectors.collection import Collection
 from agentdb.vectors.definition import CollectionMetric, PromotedType, VectorSpec
 from agentdb.vectors.rows import Batch, Record
 
-__all__ = ["AsyncAgentStates", "AsyncCollection", "AsyncDatabase", "AsyncTable", "open_async"]
+__all__ = ["AsyncAgentMemories", "AsyncAgentStates", "AsyncCollection", "AsyncDatabase", "AsyncTable", "open_async"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -392,6 +393,32 @@ class AsyncTable(_Twin[Table]):
     add_columns = _writes(Table.add_columns)
 
 
+class AsyncAgentMemories(_Twin[AgentMemories]):
+    """The memories of all agents, for tasks; see `AgentMemories`."""
+
+    def __repr__(self) -> str:
+        return "AsyncAgentMemories()"
+
+    remember = _embeds(AgentMemories.remember)
+    remember_many = _embeds(AgentMemories.remember_many)
+    get = _reads(AgentMemories.get)
+    require = _reads(AgentMemories.require)
+    list = _reads(AgentMemories.list)
+    history = _reads(AgentMemories.history)
+    why = _reads(AgentMemories.why)
+    recall = _embeds(AgentMemories.recall)
+    recall_many = _embeds(AgentMemories.recall_many)
+    context = _embeds(AgentMemories.context)
+    embed_pending = _embeds(AgentMemories.embed_pending)
+    update = _embeds(AgentMemories.update)
+    forget = _writes(AgentMemories.forget)
+    restore = _writes(AgentMemories.restore)
+    erase = _writes(AgentMemories.erase)
+    maintain = _embeds(AgentMemories.maintain)
+    export_jsonl = _reads(AgentMemories.export_jsonl)
+    import_jsonl = _writes(AgentMemories.import_jsonl)
+
+
 class AsyncAgentStates(_Twin[AgentStates]):
     """The states of all agents, for tasks; see `AgentStates`.
 
@@ -482,14 +509,17 @@ class AsyncDatabase(_Twin[Database]):
 
     Attributes:
         states: the Agent State Manager.
+        memories: the Memory Manager.
     """
 
     states: AsyncAgentStates
+    memories: AsyncAgentMemories
 
     def __init__(self, threads: _Threads, sync: Database) -> None:
         super().__init__(threads, sync)
         threads.core = sync._core
         self.states = AsyncAgentStates(threads, sync.states)
+        self.memories = AsyncAgentMemories(threads, sync.memories)
         self._closed: Future[None] | None = None
 
     async def __aenter__(self) -> Self:

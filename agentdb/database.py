@@ -11,6 +11,7 @@ from typing import Self
 from agentdb.config import Config
 from agentdb.embedding import Embedder, EmbedderIdentity, is_embedder, load_embedder
 from agentdb.errors import InvalidInputError
+from agentdb.memory import AgentMemories
 from agentdb.states import AgentStates
 from agentdb.storage.backup import restore_backup
 from agentdb.storage.engine import Engine
@@ -27,9 +28,11 @@ class Database(Engine):
 
     Attributes:
         states: the Agent State Manager.
+        memories: the Memory Manager.
     """
 
     states: AgentStates
+    memories: AgentMemories
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Database(Engine):
             self._embedder_mutex = threading.Lock()
             self._own_embedder = False
             self.states = AgentStates(self)
+            self.memories = AgentMemories(self, lambda: self.embedder)
             self._collections = Collections(self, lambda: self.embedder)
         except BaseException:
             super().close()

@@ -10,15 +10,22 @@ import pyarrow as pa
 import pytest
 
 import agentdb
-from agentdb.aio import AsyncAgentStates, AsyncCollection, AsyncDatabase, AsyncTable
+from agentdb.aio import AsyncAgentMemories, AsyncAgentStates, AsyncCollection, AsyncDatabase, AsyncTable
 from agentdb.database import Database
+from agentdb.memory import AgentMemories
 from agentdb.states import AgentStates
 from agentdb.storage.table import Table
 from agentdb.types import Row
 from agentdb.vectors.collection import Collection
 from agentdb.vectors.rows import Batch, Record
 
-PAIRS = [(Database, AsyncDatabase), (Table, AsyncTable), (AgentStates, AsyncAgentStates), (Collection, AsyncCollection)]
+PAIRS = [
+    (Database, AsyncDatabase),
+    (Table, AsyncTable),
+    (AgentStates, AsyncAgentStates),
+    (AgentMemories, AsyncAgentMemories),
+    (Collection, AsyncCollection),
+]
 
 # For managers, which are synchronous: hooks that only store a callable, how the engine of a path is found, and what collections
 # are searched and indexed by.

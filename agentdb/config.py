@@ -50,7 +50,8 @@ class Config:
         write_timeout_s: how long a write waits for its turn before it fails as retryable.
         transaction_idle_timeout_s: an explicit transaction without a call for this long is rolled back.
         cache_bytes: budget for Lance's metadata and index caches, shared by all tables.
-        resident_bytes: budget for vectors and texts that are held in memory to be searched there; 1 GiB.
+        resident_bytes: budget for vectors and texts of collections that are held in memory to be searched there; 1 GiB. Memories have
+            a budget of their own, of the same size.
     """
 
     durability: Literal["full", "normal"] = "full"

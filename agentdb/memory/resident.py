@@ -24,7 +24,7 @@ from agentdb.storage.table import Table
 from agentdb.vectors.analysis import query_terms
 from agentdb.vectors.bm25 import Bm25Block
 
-__all__ = ["AgentRows", "RowCache", "ScopeRows"]
+__all__ = ["AgentCache", "AgentRows", "ScopeRows"]
 
 COLUMNS = (
     "id",
@@ -354,7 +354,7 @@ def _shifted(array: npt.NDArray[Any], distance: int, fill: Any) -> npt.NDArray[A
     return found
 
 
-class RowCache:
+class AgentCache:
     """The agents whose memories are held, within a budget; those used longest ago make room. Safe for threads."""
 
     def __init__(self, table: Table, budget_bytes: int) -> None:

@@ -50,7 +50,7 @@ from agentdb.memory.records import (
     check_type,
     content_text,
 )
-from agentdb.memory.resident import AgentRows, RowCache
+from agentdb.memory.resident import AgentCache, AgentRows
 from agentdb.memory.tables import EVENTS, MEMORIES, OCCURRENCES, USES, MemoryTables
 from agentdb.states.versions import check_identifier, check_metadata
 from agentdb.storage.schema import TableSchema
@@ -143,7 +143,7 @@ class AgentMemories:
         self._encoder: Encoder | None = None
         self.policies = MemoryPolicies()
         self._opened: MemoryTables | None = None
-        self._cache: RowCache | None = None
+        self._cache: AgentCache | None = None
 
     @property
     def _tables(self) -> MemoryTables:
@@ -164,9 +164,9 @@ class AgentMemories:
         return self._opened is None and not MemoryTables.exist(self._engine)
 
     @property
-    def _rows(self) -> RowCache:
+    def _rows(self) -> AgentCache:
         if self._cache is None:
-            self._cache = RowCache(self._tables.memories, self._config.resident_bytes)
+            self._cache = AgentCache(self._tables.memories, self._config.resident_bytes)
         return self._cache
 
     def _now(self) -> datetime:

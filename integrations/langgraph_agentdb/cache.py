@@ -7,8 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 from langgraph.cache.base import BaseCache, FullKey, Namespace, ValueT
@@ -79,22 +78,6 @@ class AgentDBCache(Closing, BaseCache[ValueT]):
     ) -> None:
         super().__init__(serde=serde or StrictSerializer())
         self._connection = Connection(db_or_path, _Entries)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     def get(self, keys: Sequence[FullKey]) -> dict[FullKey, ValueT]:
         """Return the values that are there and have not expired, by key.

@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Literal, Protocol, Self, TypeVar
 
 import agentdb
 from agentdb import AsyncDatabase, ClosedError, Database, InvalidInputError
 
-__all__ = ["Connection"]
+__all__ = ["Closing", "Connection"]
 
 R = TypeVar("R")
 T_co = TypeVar("T_co", bound="Prepared", covariant=True)
@@ -146,6 +147,22 @@ class Closing:
     async def aclose(self) -> None:
         """Do the same without blocking the event loop."""
         await self._connection.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._connection!r})"

@@ -7,8 +7,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import islice
-from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 import msgpack
@@ -74,22 +73,6 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
         self._batch = Batch(lambda works: self._connection().commit_all(works), lambda: self._connection().check())
         self._connection.on_close = self._batch.close
         self._fence = fence
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

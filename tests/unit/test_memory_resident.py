@@ -12,7 +12,7 @@ from agentdb import Config, MemoryWrite
 from agentdb.errors import IntegrityError
 from agentdb.memory.encoding import Encoder, Reading, decode_tokens, decode_vector
 from agentdb.memory.records import Scope
-from agentdb.memory.resident import AgentRows, RowCache
+from agentdb.memory.resident import AgentCache, AgentRows
 from agentdb_embedders import HashingEmbedder
 
 SAID = ["Where did you go in May?", "To Lisbon.", "Was it warm there?", "Very.", "unrelated words here"]
@@ -63,7 +63,7 @@ def test_rows_that_were_followed_are_as_rows_read_anew(db_path: Path) -> None:
 def test_agents_used_longest_ago_make_room(db_path: Path) -> None:
     with agentdb.open(db_path, embedder=HashingEmbedder(48), config=Config(maintenance=False)) as db:
         db.memories.remember("x", agent_id="a")
-        cache = RowCache(db.table("_memories"), 1_000)
+        cache = AgentCache(db.table("_memories"), 1_000)
         first = cache.agent("a", "e", 48)
         assert cache.agent("a", "e", 48) is first
         cache.note("a", "e", 600)

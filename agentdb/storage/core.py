@@ -347,6 +347,7 @@ class Core:
         self._leading = False
         self.watched: _Watch | None = None
         self.watchdog: threading.Thread | None = None
+        self._over = threading.Event()
         self.catalogue = Catalogue(-1, {}, {})
         self.pins = Pins(path / PIN_DIRECTORY, config.id_source()) if not read_only else _ReadOnlyPins(path)
         self.on_commit: Callable[[dict[int, int]], None] = lambda _: None
@@ -708,8 +709,7 @@ class Core:
 
     def expire_idle(self) -> None:
         """Look after explicit transactions until the engine is closed; the watchdog's thread."""
-        while not self.closed:
-            time.sleep(min(self.config.transaction_idle_timeout_s / 8, 1.0))
+        while not self._over.wait(min(self.config.transaction_idle_timeout_s / 8, 1.0)) and not self.closed:
             watch = self.watched
             if watch is not None:
                 watch.check()
@@ -739,7 +739,8 @@ class Core:
             return self._leading
 
     def close_stores(self) -> None:
-        """Close connections, pins and lock files."""
+        """Close connections, pins and lock files, and end the watchdog."""
+        self._over.set()
         self.hot.close()
         self.cold.forget()
         self.pins.close()

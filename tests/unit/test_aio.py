@@ -389,20 +389,10 @@ def test_a_transaction_that_raises_is_undone(db_path: Path) -> None:
     run(main())
 
 
-_elsewhere: set[threading.Thread] = set()
-"""Threads that were there before the test: of databases that another file's tests have not let go of yet."""
-
-
-@pytest.fixture(autouse=True)
-def _note_threads() -> None:
-    _elsewhere.clear()
-    _elsewhere.update(threading.enumerate())
-
-
 def threads(prefix: str) -> list[threading.Thread]:
     for _ in range(200):
         gc.collect()
-        found = [one for one in threading.enumerate() if one.name.startswith(prefix) and one not in _elsewhere]
+        found = [one for one in threading.enumerate() if one.name.startswith(prefix)]
         if not found:
             return []
         time.sleep(0.01)

@@ -60,14 +60,15 @@ bench-recall: $(STAMP) ## measure recall: BENCH_ARGS="--data PATH [--longmemeval
 
 docs: $(STAMP) ## build the API reference from the docstrings into docs/_build
 	$(PY) -m pip install --quiet --constraint $(VENV)/constraints.txt --group docs
-	$(PY) -m pdoc --docformat google --output-directory docs/_build agentdb agentdb_embedders langgraph_agentdb
+	$(PY) -m pdoc --docformat google --output-directory docs/_build agentdb agentdb_embedders \
+	  langchain_agentdb langgraph_agentdb llama_index_agentdb
 
 # Solved anew in an empty environment, so that nothing that happens to be installed gets in.
 constraints: ## solve constraints.txt anew
 	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 	build/constraints/bin/python -m pip install --quiet $(TORCH)
-	build/constraints/bin/python -m pip install --quiet --editable '.[local,http,langgraph]' --group dev --group docs --group bench
+	build/constraints/bin/python -m pip install --quiet --editable '.[all]' --group dev --group docs --group bench
 	( echo '# What CI installs on Python 3.11; made by `make constraints`.'; \
 	  build/constraints/bin/python -m pip freeze --exclude-editable | sed -E 's/^([^@ ]+==[^+]+)\+.*/\1/' \
 	  | grep -vE '^(cuda|nvidia)' ) > constraints.txt
@@ -85,5 +86,5 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PY) -m pip install $(TORCH)
 	if $(PY) -m pip show --quiet triton 2>/dev/null; then brought='|triton'; fi; \
 	  grep -vE "^(torch$$brought)==" constraints.txt > $(VENV)/constraints.txt
-	$(PY) -m pip install --constraint $(VENV)/constraints.txt --editable '.[local,http,langgraph]' --group dev
+	$(PY) -m pip install --constraint $(VENV)/constraints.txt --editable '.[all]' --group dev
 	touch $@

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from agentdb.aio import AsyncAgentMemories, AsyncAgentStates, AsyncCollection, AsyncDatabase, AsyncTable, open_async
     from agentdb.config import Config
+    from agentdb.connection import Closing, Connection
     from agentdb.database import Database, open, restore
     from agentdb.embedding import (
         Embedder,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
         TextMatch,
         field,
     )
-    from agentdb.llm import LanguageModel, Reranker
+    from agentdb.llm import LanguageModel, Reranker, as_language_model
     from agentdb.memory import (
         ActrDecay,
         AgentMemories,
@@ -127,10 +128,12 @@ __all__ = [
     "Batch",
     "Change",
     "ClosedError",
+    "Closing",
     "Collection",
     "Compare",
     "Config",
     "ConflictError",
+    "Connection",
     "Contains",
     "ContradictionRule",
     "Database",
@@ -212,6 +215,7 @@ __all__ = [
     "VectorSpec",
     "VerifyReport",
     "WeibullDecay",
+    "as_language_model",
     "check_vectors",
     "embed_texts",
     "field",
@@ -233,6 +237,7 @@ _EXPORTS = {
         "open_async",
     ),
     "agentdb.config": ("Config",),
+    "agentdb.connection": ("Closing", "Connection"),
     "agentdb.database": ("Database", "open", "restore"),
     "agentdb.embedding": (
         "EmbedKind",
@@ -273,7 +278,7 @@ _EXPORTS = {
         "TextMatch",
         "field",
     ),
-    "agentdb.llm": ("LanguageModel", "Reranker"),
+    "agentdb.llm": ("LanguageModel", "Reranker", "as_language_model"),
     "agentdb.memory": (
         "ActrDecay",
         "AgentMemories",

@@ -544,6 +544,11 @@ class AsyncDatabase(_Twin[Database]):
         return self._sync.read_only
 
     @property
+    def in_transaction(self) -> bool:
+        """Whether the caller's thread or task has a transaction open, which its calls join."""
+        return self._sync.in_transaction
+
+    @property
     def embedder(self) -> Awaitable[Embedder]:
         """The embedder given to `open`, or the installed default, loaded at the first use.
 

@@ -227,6 +227,12 @@ class Engine:
         """Whether writes are refused."""
         return self._core.read_only
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the caller's thread or task has a transaction open, which its calls join."""
+        view = self._core.current()
+        return view is not None and view.writable
+
     def __enter__(self) -> Self:
         return self
 

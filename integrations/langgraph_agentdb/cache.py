@@ -13,8 +13,7 @@ import pyarrow as pa
 from langgraph.cache.base import BaseCache, FullKey, Namespace, ValueT
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from agentdb import AsyncDatabase, Database, InvalidInputError, Table, TableSchema, field
-from langgraph_agentdb.connection import Closing, Connection
+from agentdb import AsyncDatabase, Closing, Connection, Database, InvalidInputError, Table, TableSchema, field
 from langgraph_agentdb.serializer import StrictSerializer, load_typed
 
 __all__ = ["AgentDBCache"]
@@ -43,10 +42,6 @@ class _Entries:
         self._sweep_due = 0.0
         if not db.read_only:
             db.add_maintenance("langgraph-cache", self._sweep)
-
-    def is_plain_view(self) -> bool:
-        """Whether the caller has no transaction open."""
-        return self.table.is_plain_view()
 
     def now(self) -> datetime:
         moment: datetime = self.db.config.clock()

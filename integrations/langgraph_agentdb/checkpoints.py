@@ -206,10 +206,6 @@ class Checkpoints:
         if not db.read_only:
             db.add_maintenance("langgraph-writes", self._sweep)
 
-    def is_plain_view(self) -> bool:
-        """Whether the caller has no transaction open."""
-        return self._heads.is_plain_view()
-
     def _barriers(self, series: list[tuple[Any, ...]]) -> list[int | None]:
         heads = self._heads.get_many([one[:2] for one in series])
         return [

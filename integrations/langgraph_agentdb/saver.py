@@ -24,10 +24,9 @@ from langgraph.checkpoint.base import (
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from agentdb import AsyncDatabase, Database, IntegrityError, InvalidInputError
+from agentdb import AsyncDatabase, Closing, Connection, Database, IntegrityError, InvalidInputError
 from langgraph_agentdb.batch import Batch
 from langgraph_agentdb.checkpoints import Checkpoints, NewCheckpoint, Place, Prepare, StoredCheckpoint, Write
-from langgraph_agentdb.connection import Closing, Connection
 from langgraph_agentdb.serializer import StrictSerializer, load_typed
 
 __all__ = ["AgentDBSaver"]

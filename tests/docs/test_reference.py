@@ -17,7 +17,8 @@ def test_reference_builds_without_warnings(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-W", "error", "-m", "pdoc", "--docformat", "google"),
-            *("--output-directory", str(tmp_path), "agentdb", "agentdb_embedders", "langgraph_agentdb"),
+            *("--output-directory", str(tmp_path), "agentdb", "agentdb_embedders"),
+            *("langchain_agentdb", "langgraph_agentdb", "llama_index_agentdb"),
         ],
         cwd=tmp_path,
         capture_output=True,

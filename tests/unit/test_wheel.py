@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {
     "agentdb": ROOT / "agentdb",
     "agentdb_embedders": ROOT / "adapters" / "agentdb_embedders",
+    "langchain_agentdb": ROOT / "integrations" / "langchain_agentdb",
     "langgraph_agentdb": ROOT / "integrations" / "langgraph_agentdb",
+    "llama_index_agentdb": ROOT / "integrations" / "llama_index_agentdb",
 }
 DIST_INFO = f"agentdb_lance-{agentdb.__version__}.dist-info"
 
@@ -68,7 +70,9 @@ def test_metadata(wheel: Path) -> None:
     assert metadata["Name"] == "agentdb-lance"
     assert metadata["Version"] == agentdb.__version__
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"all", "http", "langgraph", "local"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        *("all", "documents", "http", "langchain", "langchain-classic", "langgraph", "llama-index", "local"),
+    }
     core = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
     assert not [line for line in core if line.startswith(("torch", "lancedb", "sentence-transformers", "httpx"))]
 

@@ -1,4 +1,7 @@
-"""``Connection``: one database as a saver or cache uses it, opened at its first call, with threads for async callers."""
+"""``Connection``: one database as the parts of a framework use it, opened at its first call, with threads for async callers.
+
+For those who write an integration: a vector store, saver or retriever holds one ``Connection`` and derives from ``Closing``.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,20 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Generic, Literal, Protocol, Self, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
-import agentdb
-from agentdb import AsyncDatabase, ClosedError, Database, InvalidInputError
+from agentdb.aio import AsyncDatabase
+from agentdb.database import Database, open
+from agentdb.errors import ClosedError, InvalidInputError
 
 __all__ = ["Closing", "Connection"]
 
 R = TypeVar("R")
-T_co = TypeVar("T_co", bound="Prepared", covariant=True)
+T_co = TypeVar("T_co", covariant=True)
 Pool = Literal["read", "write"]
 
 _THREADS: dict[Pool, int] = {"read": 16, "write": 32}
 """Waiting for a commit costs no processor, and writers that wait together share one; reads never queue behind them."""
-
-
-class Prepared(Protocol):
-    """What is made of a database."""
-
-    def is_plain_view(self) -> bool:
-        """Whether the caller has no transaction open."""
 
 
 class Connection(Generic[T_co]):
@@ -37,7 +34,7 @@ class Connection(Generic[T_co]):
     Args:
         db_or_path: a database, which stays the caller's to close, or the path of one. However many connections have one path,
             a process opens it once.
-        prepare: opens tables in the database.
+        prepare: opens tables, a collection or a manager in the database; called once.
     """
 
     def __init__(
@@ -59,7 +56,7 @@ class Connection(Generic[T_co]):
         self._prepared: T_co | None = None
         self._is_closed = False
         self._pools: dict[Pool, ThreadPoolExecutor] = {
-            name: ThreadPoolExecutor(threads, f"agentdb-langgraph-{name}") for name, threads in _THREADS.items()
+            name: ThreadPoolExecutor(threads, f"agentdb-connection-{name}") for name, threads in _THREADS.items()
         }
         self._closing: Future[None] | None = None
         self.on_close: Callable[[], None] | None = None
@@ -79,8 +76,9 @@ class Connection(Generic[T_co]):
         if prepared is None or self._is_closed:
             with self._mutex:
                 self.check()
-                prepared = self._prepared or self._prepare(self._database())
-                if prepared.is_plain_view():
+                database = self._database()
+                prepared = self._prepare(database) if self._prepared is None else self._prepared
+                if not database.in_transaction:
                     # Tables that were made inside a transaction of the caller may yet be rolled back.
                     self._prepared = prepared
         return prepared
@@ -92,13 +90,13 @@ class Connection(Generic[T_co]):
             ClosedError: it was.
         """
         if self._is_closed:
-            raise ClosedError("this saver or cache is closed")
+            raise ClosedError(f"{self!r} is closed")
 
     def _database(self) -> Database:
         if isinstance(self._given, Database):
             return self._given
         if self._opened is None:
-            self._opened = agentdb.open(self._given)
+            self._opened = open(self._given)
         return self._opened
 
     async def run(self, pool: Pool, work: Callable[[], R]) -> R:
@@ -111,7 +109,7 @@ class Connection(Generic[T_co]):
             # In the caller's context: a transaction that the task has open must be seen there, and refused.
             started = self._pools[pool].submit(copy_context().run, work)
         except RuntimeError:
-            raise ClosedError("this saver or cache is closed") from None
+            raise ClosedError(f"{self!r} is closed") from None
         return await asyncio.wrap_future(started)
 
     def close(self) -> None:
@@ -129,14 +127,14 @@ class Connection(Generic[T_co]):
     async def aclose(self) -> None:
         """Do the same without blocking the event loop."""
         if self._closing is None:
-            closer = ThreadPoolExecutor(1, "agentdb-langgraph-close")
+            closer = ThreadPoolExecutor(1, "agentdb-connection-close")
             self._closing = closer.submit(self.close)
             closer.shutdown(wait=False)
         await asyncio.shield(asyncio.wrap_future(self._closing))
 
 
 class Closing:
-    """What savers and caches share: ``close``, ``aclose`` and both kinds of ``with``."""
+    """What all that stand on a connection share: ``close``, ``aclose`` and both kinds of ``with``."""
 
     _connection: Connection[Any]
 

@@ -82,7 +82,7 @@ class Collection:
         self._searcher = Searcher(
             self._engine,
             table,
-            store.read,
+            store,
             cache,
             self._required_embedder,
             lambda vector_name: index_in_use(store.read(), vector_name),
@@ -244,6 +244,13 @@ class Collection:
         with self._engine.snapshot():
             return _State(self._store.read(), self._table.schema)
 
+    def _last_state(self) -> _State:
+        """Return the state that rows are prepared for first: whether it still stands is seen when they are stored."""
+        try:
+            return _State(self._store.last(), self._table._writable_entry().schema)
+        except NotFoundError:
+            return self._state()  # it was dropped, and says so as a collection
+
     def _check_state(self, state: _State) -> None:
         now = self._store.read()
         is_same = now is state.definition or now.layout == state.definition.layout
@@ -252,8 +259,8 @@ class Collection:
 
     def _prepared(self, work: Callable[[_State], T]) -> T:
         """Run work that prepares rows for a state of the collection, anew if that changes before they are stored."""
-        for _ in range(_ATTEMPTS):
-            state = self._state()
+        for attempt in range(_ATTEMPTS):
+            state = self._state() if attempt else self._last_state()
             try:
                 return work(state)
             except _ChangedError:

@@ -103,15 +103,25 @@ def check_ids(ids: Any, *, distinct: bool = True) -> pa.Array:
     array = _strings(ids, "ids", optional=False)
     if not len(array):
         return array
-    lengths = pc.min_max(pc.utf8_length(array)).as_py()
-    if lengths["min"] < 1 or lengths["max"] > MAX_ID_CHARS:
+    shortest, longest, count = _extent(array)
+    if shortest < 1 or longest > MAX_ID_CHARS:
         raise InvalidInputError(f"ids must have 1 to {MAX_ID_CHARS:,} characters")
-    if distinct and pc.count_distinct(array).as_py() != len(array):
+    if distinct and count != len(array):
         seen: dict[str, int] = {}
         for position, one in enumerate(array.to_pylist()):
             if seen.setdefault(one, position) != position:
                 raise InvalidInputError(f"ids[{position}] is the same as ids[{seen[one]}]: an id may be given once")
     return array
+
+
+def _extent(ids: pa.Array) -> tuple[int, int, int]:
+    """Return the characters of the shortest and of the longest id, and how many different ones there are."""
+    if len(ids) <= _FEW:
+        given = ids.to_pylist()
+        lengths = [len(one) for one in given]
+        return min(lengths), max(lengths), len(set(given))
+    extremes = pc.min_max(pc.utf8_length(ids))
+    return extremes["min"].as_py(), extremes["max"].as_py(), pc.count_distinct(ids).as_py()
 
 
 def check_texts(texts: Any, rows: int) -> pa.Array:
@@ -410,12 +420,12 @@ class Rows:
             column.name: columns[column.name] if column.name in columns else pa.nulls(len(self.ids), column.cold_type)
             for column in schema.columns
         }
-        table = pa.table(arrays)
-        # For a few rows Arrow's own cost is the greater one.
-        few = len(self.ids) <= _FEW
-        keys = pa.array(map(schema.encode_key, self.ids.to_pylist())) if few else schema.encode_keys(table)
-        table = table.add_column(0, "_key", keys)
-        return table.append_column(pa.field("_terms", pa.list_(pa.string())), terms)
+        if len(self.ids) <= _FEW:
+            # Arrow's own cost is the greater one.
+            keys = pa.array(map(schema.encode_key, self.ids.to_pylist()), pa.string())
+        else:
+            keys = schema.encode_keys(pa.table(arrays))
+        return pa.table({"_key": keys, **arrays, "_terms": terms})
 
 
 # --- what goes out ------------------------------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ from agentdb.vectors.sources import (
     TextSource,
     VectorSource,
 )
+from agentdb.vectors.store import DefinitionStore
 
 __all__ = ["Explanation", "Query", "Searcher", "SignalPlan"]
 
@@ -180,7 +181,7 @@ class Searcher:
     Args:
         engine: the database.
         table: the collection's table.
-        definition: returns the collection's definition in the current state.
+        definitions: where the collection's definition is kept.
         cache: the segments in memory, shared by all collections of a database.
         embedder: returns the collection's embedder.
         index: returns the index that a vector has now, by the vector's name; None: it has none.
@@ -190,14 +191,14 @@ class Searcher:
         self,
         engine: Engine,
         table: Table,
-        definition: Callable[[], Definition],
+        definitions: DefinitionStore,
         cache: ResidentCache,
         embedder: Callable[[], Embedder],
         index: Callable[[str], IndexSpec | None],
     ) -> None:
         self._engine = engine
         self._table = table
-        self._definition = definition
+        self._definitions = definitions
         self._cache = cache
         self._embedder = embedder
         self._index = index
@@ -288,7 +289,8 @@ class Searcher:
         queries = _listed(queries)
         request = None
         for attempt in range(_ATTEMPTS):
-            definition = self._definition()
+            # The snapshot will show whether the last one known still stands.
+            definition = self._definitions.read() if attempt else self._definitions.last()
             if request is None or definition.revision != request.definition.revision:
                 request = request_of(definition, k, options)
                 asked = self._resolved(queries, request)
@@ -481,7 +483,7 @@ class Searcher:
             # So that one index ranks all texts.
             self._table.try_flush()
         with self._engine.snapshot():
-            if self._definition().revision != request.definition.revision:
+            if self._definitions.read().revision != request.definition.revision:
                 yield None
                 return
             view = core.current()

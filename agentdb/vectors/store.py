@@ -62,6 +62,15 @@ class DefinitionStore:
             parsed = self._parsed = row["definition"], made
         return parsed[1]
 
+    def last(self) -> Definition:
+        """Return the definition as it was when last read: what is prepared by it holds only if it still stands.
+
+        Raises:
+            NotFoundError: it was never read, and the collection was dropped.
+        """
+        parsed = self._parsed
+        return self.read() if parsed is None else parsed[1]
+
     def _is_there(self) -> bool:
         """Whether the rows are there: in the current view, or as of the last read."""
         core = self.engine._core

@@ -77,7 +77,7 @@ class _Held:
         collection = self.collection
         cache = ResidentCache(1 if path == "scan" else 1 << 28)
         index = self._index if path == "index" else lambda _: None
-        return Searcher(self.db, collection._table, collection._store.read, cache, lambda: None, index)  # type: ignore[arg-type, return-value]
+        return Searcher(self.db, collection._table, collection._store, cache, lambda: None, index)  # type: ignore[arg-type, return-value]
 
     def _index(self, _: str) -> IvfFlat | None:
         info = self.collection._table.index_info("v")

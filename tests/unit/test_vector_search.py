@@ -53,7 +53,7 @@ def searcher(db: agentdb.Database, collection: Collection, **parts: Any) -> Sear
         "index": lambda _: None,
         **parts,
     }
-    return Searcher(db, collection._table, collection._store.read, **given)
+    return Searcher(db, collection._table, collection._store, **given)
 
 
 @pytest.fixture

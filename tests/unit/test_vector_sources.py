@@ -47,7 +47,7 @@ class Held:
         self.searcher = Searcher(
             db,
             self.collection._table,
-            self.collection._store.read,
+            self.collection._store,
             ResidentCache(budget),
             lambda: None,  # type: ignore[arg-type, return-value]
             lambda _: spec,
@@ -140,7 +140,7 @@ def test_exact_means_exact_in_spite_of_an_index(db: agentdb.Database) -> None:
     small = Searcher(
         db,
         held.collection._table,
-        held.collection._store.read,
+        held.collection._store,
         ResidentCache(1),
         lambda: None,  # type: ignore[arg-type, return-value]
         lambda _: IvfRq(),

@@ -290,6 +290,8 @@ def _reranker(value: Any) -> Callable[[str, Sequence[str]], Floats]:
 
     def rated(query: str, texts: Sequence[str]) -> Floats:
         given = rate(query, texts)
+        if callable(getattr(given, "detach", None)):
+            given = given.detach().float().cpu()  # a tensor that a model made, on its device and with its gradient
         try:
             scores = np.asarray(given, np.float64)
         except (TypeError, ValueError):

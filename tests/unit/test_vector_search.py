@@ -289,8 +289,16 @@ class _Longest:
         return np.array([len(text) for text in texts], np.float32)
 
 
+def _half_tensor(query: str, texts: Sequence[str]) -> Any:
+    """Rate as a model does that still tracks gradients, in numbers that numpy does not know."""
+    torch = pytest.importorskip("torch")
+    return torch.tensor([float(len(text)) for text in texts], dtype=torch.bfloat16, requires_grad=True)
+
+
 @pytest.mark.parametrize(
-    "rerank", [_Longest(), lambda query, texts: [len(text) for text in texts]], ids=["port", "function"]
+    "rerank",
+    [_Longest(), lambda query, texts: [len(text) for text in texts], _half_tensor],
+    ids=["port", "function", "tensor"],
 )
 def test_a_reranker_decides(search: Searcher, rerank: Any) -> None:
     hits = search.search("cat", 2, rerank=rerank)

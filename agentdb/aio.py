@@ -33,7 +33,7 @@ from agentdb.config import Config
 from agentdb.database import Database, open
 from agentdb.embedding import Embedder
 from agentdb.errors import ClosedError, NotFoundError
-from agentdb.memory import AgentMemories
+from agentdb.memory import AgentMemories, MemoryPolicies
 from agentdb.states import AgentStates, StateVersion
 from agentdb.storage.core import Core, View
 from agentdb.storage.schema import TableSchema
@@ -398,6 +398,15 @@ class AsyncAgentMemories(_Twin[AgentMemories]):
 
     def __repr__(self) -> str:
         return "AsyncAgentMemories()"
+
+    @property
+    @_documented(AgentMemories.policies)
+    def policies(self) -> MemoryPolicies:  # noqa: D102 - documented
+        return self._sync.policies
+
+    @policies.setter
+    def policies(self, policies: MemoryPolicies) -> None:
+        self._sync.policies = policies
 
     remember = _embeds(AgentMemories.remember)
     remember_many = _embeds(AgentMemories.remember_many)

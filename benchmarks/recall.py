@@ -19,7 +19,7 @@ import numpy as np
 import agentdb
 from agentdb import Config, MemoryWrite, RecallWeights
 from agentdb.memory.encoding import Encoder
-from agentdb.memory.store import searched, spoken
+from agentdb.memory.rows import searched, spoken
 from agentdb.vectors.analysis import encode_terms, query_terms
 from agentdb.vectors.bm25 import Bm25Block
 from agentdb.vectors.fusion import Signal, fuse

@@ -1,15 +1,24 @@
 """The memory of agents: what was said and learned, word for word, and recalled by what it means, says and belongs to.
 
-============  ==========================================================================
-``store``     ``AgentMemories``: remember, recall, list, update, forget, restore, erase
-``records``   what callers give and hold: ``Memory``, ``MemoryWrite``, ``Occurrence``
-``recall``    the signals of recall, and how they are put together
-``resident``  one agent's memories in memory, followed from commit to commit
-``encoding``  how a memory is read by an embedder, in its context
+===============  ====================================================================
+``store``        ``AgentMemories``, the face of it all
+``records``      what callers give and hold: ``Memory``, ``MemoryWrite``, ...
+``writing``      remember, update, forget, restore
+``recall``       recall and context
+``signals``      what speaks for a memory at recall, and how it is put together
+``resident``     one agent's memories in memory, followed from commit to commit
+``embedding``    which memories get vectors, and when
+``encoding``     how a memory is read by an embedder, in its context
+``upkeep``       how upkeep runs, on demand
 ``maintenance``  which memories upkeep moves, merges, closes, archives
-``policies``  importance, decay, retention, sameness, contradiction: pure functions
-``tables``    how memories lie in tables
-============  ==========================================================================
+``erasure``      erase
+``transfer``     export and import
+``policies``     importance, decay, retention, sameness, contradiction: pure functions
+``sessions``     what is known of a session without a look at its memories
+``rows``         rows as callers and rules see them
+``core``         tables, clock and rules, which all of these share
+``tables``       how memories lie in tables
+===============  ====================================================================
 """
 
 from agentdb.memory.maintenance import MaintenanceReport, MemoryChange
@@ -27,13 +36,15 @@ from agentdb.memory.policies import (
     Use,
     WeibullDecay,
 )
-from agentdb.memory.recall import MemoryContext, Recalled, RecallWeights
+from agentdb.memory.recall import ContextOptions, RecallOptions
 from agentdb.memory.records import Memory, MemoryEvent, MemoryTrace, MemoryWrite, Occurrence
+from agentdb.memory.signals import MemoryContext, Recalled, RecallWeights
 from agentdb.memory.store import AgentMemories
 
 __all__ = [
     "ActrDecay",
     "AgentMemories",
+    "ContextOptions",
     "ContradictionRule",
     "Decay",
     "DuplicateRule",
@@ -49,6 +60,7 @@ __all__ = [
     "MemoryTrace",
     "MemoryWrite",
     "Occurrence",
+    "RecallOptions",
     "RecallWeights",
     "Recalled",
     "RetentionRule",

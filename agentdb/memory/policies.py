@@ -475,6 +475,10 @@ class MemoryPolicies:
             0 <= self.archive_importance_below <= 1, "MemoryPolicies.archive_importance_below must lie between 0 and 1"
         )
 
+    def half_life(self, tier: str, memory_type: MemoryType | None) -> float:
+        """Return the half-life of a memory in seconds; one of an open type fades as an episode does."""
+        return self.half_life_s[memory_type or "episodic"] if tier == "long_term" else self.short_term_half_life_s
+
 
 def _is_duration(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf

@@ -1,235 +1,228 @@
-"""Recall: every signal's scores brought to 0..1 among the candidates of a query, and added up by weight.
-
-The candidates are the best by words and by meaning; what a signal does not know of another's candidates is computed. What the
-weights rest on, and what each signal is worth, is in docs/decisions/016.
-"""
+"""How memories are recalled: the arguments checked, the signals of one agent's memories asked, the best read and counted as used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime, timedelta
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypedDict, cast
 
 from agentdb.errors import InvalidInputError
 from agentdb.filters import Filter
+from agentdb.memory.core import MemoryCore
+from agentdb.memory.embedding import AT_RECALL, MemoryEmbedding
 from agentdb.memory.encoding import QueryVectors
+from agentdb.memory.maintenance import activations
 from agentdb.memory.policies import MemoryType
-from agentdb.memory.records import Memory, Scope, Tier
-from agentdb.memory.resident import AgentRows, ScopeRows
+from agentdb.memory.records import Memory, Scope, Tier, check_optional_moment, check_tier, check_type
+from agentdb.memory.resident import AgentRows
+from agentdb.memory.rows import several
+from agentdb.memory.signals import (
+    MemoryContext,
+    Recalled,
+    RecallWeights,
+    Wanted,
+    candidates,
+    combine,
+    within_budget,
+)
 
-__all__ = ["Candidates", "MemoryContext", "RecallWeights", "Recalled", "Wanted", "candidates", "combine"]
-
-CANDIDATES = 100
-"""Of each of the two signals that find them."""
-_WORDS_FOR_TOKENS = 0.33
-"""Where a memory has no token vectors, words and meaning stand in for them: a third and two thirds."""
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecallWeights:
-    """How much each signal counts, all being between 0 and 1. 0 turns one off.
-
-    Attributes:
-        tokens: late interaction of the query's tokens with those of short memories, in context.
-        words: BM25, each memory read together with its neighbours in the session.
-        meaning: the cosine of vectors.
-        speaker: the query names who said it.
-        session: the best by ``tokens`` in the same session.
-        user: the user said it, not the assistant.
-        importance: as it was given or estimated.
-        activation: how fresh it is, and how often used.
-    """
-
-    tokens: float = 0.45
-    words: float = 0.2
-    meaning: float = 0.15
-    speaker: float = 0.15
-    session: float = 0.15
-    user: float = 0.3
-    importance: float = 0.02
-    activation: float = 0.1
-
-    def __post_init__(self) -> None:
-        values = [getattr(self, one.name) for one in fields(self)]
-        if not (all(0 <= one < np.inf for one in values) and self.words + self.meaning + self.tokens > 0):
-            raise InvalidInputError(
-                "recall weights must be finite, 0 or more, and those of words, meaning and tokens not all 0"
-            )
+__all__ = ["ContextOptions", "RecallOptions", "Recaller"]
 
 
-@dataclass(frozen=True, slots=True)
-class Recalled:
-    """A memory that was recalled.
+class ContextOptions(TypedDict, total=False):
+    """What `AgentMemories.context` may be told besides the query, the agent and the budget; see `AgentMemories.recall`."""
 
-    Attributes:
-        memory: as it stood, before this recall was counted as a use.
-        score: 0 to 1, higher is better; it compares the memories of one query, not of two.
-        signals: if an explanation was asked for: what each signal said, 0 to 1, by the names in `RecallWeights`.
-    """
-
-    memory: Memory
-    score: float
-    signals: Mapping[str, float] = field(default_factory=dict, hash=False)
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryContext:
-    """What was recalled as text for a prompt.
-
-    Attributes:
-        text: one line for each memory, numbered from 1 in the order in which they happened.
-        sources: the memories, in the order of their numbers.
-        tokens: how many the text has, about.
-    """
-
-    text: str
-    sources: tuple[Recalled, ...]
-    tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """Which memories may be recalled; see ``AgentMemories.recall``."""
-
-    scope: Scope
-    tiers: tuple[Tier, ...] | None
-    types: tuple[MemoryType, ...] | None
+    user_id: str | int | None
+    session_id: str | int | None
+    namespace: str | int | None
+    k: int
+    types: Iterable[MemoryType] | None
+    tiers: Iterable[Tier] | None
     filter: Filter | None
     since: datetime | None
     until: datetime | None
-    valid_at: datetime
-    known_at: datetime
+    valid_at: datetime | None
+    known_at: datetime | None
+    weights: RecallWeights | None
+    reinforce: bool
 
-    def among(self, rows: AgentRows, of: ScopeRows) -> npt.NDArray[np.bool_]:
-        """Return `[M]`: which rows of the scope may be recalled."""
-        slots = of.slots
 
-        def number(name: str) -> npt.NDArray[np.int64]:
-            return rows.number(name)[slots]
+class RecallOptions(ContextOptions, total=False):
+    """What a recall may be told besides the query and the agent; what each means, and its default, is in `AgentMemories.recall`."""
 
-        chosen = number("status") == rows.code("status", "active")
-        valid, known = _microseconds(self.valid_at), _microseconds(self.known_at)
-        chosen &= (number("valid_from") <= valid) & (valid < number("valid_to"))
-        chosen &= (number("recorded_at") <= known) & (known < number("retracted_at"))
-        if self.tiers is not None:
-            chosen &= np.isin(number("tier"), [rows.code("tier", one) for one in self.tiers])
-        if self.types is not None:
-            chosen &= np.isin(number("memory_type"), [rows.code("memory_type", one) for one in self.types])
-        if self.since is not None or self.until is not None:
-            at = number("occurred_at")
-            at = np.where(at == np.iinfo(np.int64).min, number("recorded_at"), at)
-            if self.since is not None:
-                chosen &= at >= _microseconds(self.since)
-            if self.until is not None:
-                chosen &= at < _microseconds(self.until)
-        if self.filter is not None and chosen.any():
-            chosen &= rows.holds(self.filter)[slots]
-        found: npt.NDArray[np.bool_] = chosen
+    token_budget: int | None
+    explain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """The arguments of a recall, checked."""
+
+    wanted: Wanted
+    k: int
+    token_budget: int | None
+    weights: RecallWeights
+    reinforce: bool
+    explain: bool
+
+
+def _request(
+    now: datetime,
+    agent_id: str | int,
+    *,
+    user_id: Any = None,
+    session_id: Any = None,
+    namespace: Any = None,
+    k: Any = 10,
+    types: Any = None,
+    tiers: Any = None,
+    filter: Any = None,
+    since: Any = None,
+    until: Any = None,
+    valid_at: Any = None,
+    known_at: Any = None,
+    token_budget: Any = None,
+    weights: Any = None,
+    reinforce: Any = True,
+    explain: Any = False,
+) -> _Request:
+    """Return the arguments of a recall as they were meant.
+
+    Raises:
+        InvalidInputError: one of them cannot be accepted; the message names it.
+    """
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise InvalidInputError("k must be an int of 1 or more")
+    if token_budget is not None and (type(token_budget) is not int or token_budget < 0):
+        raise InvalidInputError("token_budget must be an int of 0 or more, or None")
+    if filter is not None and not isinstance(filter, Filter):
+        raise InvalidInputError(f"filter must be built from field(...), not {type(filter).__name__}")
+    if weights is not None and not isinstance(weights, RecallWeights):
+        raise InvalidInputError(f"weights must be RecallWeights, not {type(weights).__name__}")
+    for name, flag in (("reinforce", reinforce), ("explain", explain)):
+        if not isinstance(flag, bool):
+            raise InvalidInputError(f"{name} must be a bool, not {type(flag).__name__}")
+    wanted = Wanted(
+        scope=Scope.of(agent_id, user_id, namespace, session_id),
+        tiers=None if tiers is None else tuple(check_tier(one) for one in several("tiers", tiers)),
+        types=None if types is None else tuple(check_type(one) for one in several("types", types)),
+        filter=filter,
+        since=check_optional_moment("since", since),
+        until=check_optional_moment("until", until),
+        valid_at=check_optional_moment("valid_at", valid_at) or now,
+        known_at=check_optional_moment("known_at", known_at) or now,
+    )
+    return _Request(
+        wanted=wanted,
+        k=k,
+        token_budget=token_budget,
+        weights=RecallWeights() if weights is None else weights,
+        reinforce=reinforce,
+        explain=explain,
+    )
+
+
+class Recaller:
+    """Recalls the memories of a database. Any number of threads may ask at once; those of one agent wait for each other."""
+
+    def __init__(self, core: MemoryCore, embedding: MemoryEmbedding) -> None:
+        self._core = core
+        self._embedding = embedding
+
+    def many(self, queries: Sequence[str], agent_id: str | int, options: RecallOptions) -> list[list[Recalled]]:
+        """See `AgentMemories.recall_many`."""
+        if isinstance(queries, str) or not isinstance(queries, Sequence):
+            raise InvalidInputError(f"queries must be a list of strings, not {type(queries).__name__}")
+        for one in queries:
+            if not isinstance(one, str) or not one.strip():
+                raise InvalidInputError("a query must be a str that is not empty")
+        now = self._core.now()
+        request = _request(now, agent_id, **options)
+        if self._core.is_empty:
+            return [[] for _ in queries]
+        vectors = [self._embedding.query(one) for one in queries]
+        if any(one is not None for one in vectors) and not self._core.is_inside and self._core.can_write:
+            self._embedding.embed_waiting(request.wanted.scope.agent_id, AT_RECALL)
+        found = []
+        with self._core.view():
+            for query, its in zip(queries, vectors, strict=True):
+                best = self._best(query, its, request, now)
+                if request.token_budget is not None:
+                    sizes = self._embedding.count_tokens([one.memory.text for one in best])
+                    best = within_budget(best, sizes, request.token_budget)
+                found.append(best)
+        if request.reinforce:
+            self._reinforce([one.memory.id for best in found for one in best])
         return found
 
+    def _best(self, query: str, vectors: QueryVectors | None, request: _Request, now: datetime) -> list[Recalled]:
+        name, dimension = self._embedding.space() if vectors is not None else (None, 0)
+        agent_id, cache = request.wanted.scope.agent_id, self._core.resident
+        rows = cache.agent(agent_id, name, dimension)
+        with rows.lock:
+            if rows.advance():
+                ids, signals = self._signals(query, vectors, request, rows, now)
+                cache.note(agent_id, name, rows.nbytes)
+            else:
+                alone = cache.one_off(agent_id, name, dimension)
+                ids, signals = self._signals(query, vectors, request, alone, now)
+        if not ids:
+            return []
+        scores = combine(signals, request.weights)
+        order = sorted(range(len(ids)), key=lambda i: (-scores[i], ids[i]))[: request.k]
+        memories = self._core.read([ids[i] for i in order])
+        explained = signals if request.explain else {}
+        return [
+            Recalled(memory, float(scores[i]), {name: float(its[i]) for name, its in explained.items()})
+            for i, memory in zip(order, memories, strict=True)
+        ]
 
-def _microseconds(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(microseconds=1)
+    def _signals(
+        self, query: str, vectors: QueryVectors | None, request: _Request, rows: AgentRows, now: datetime
+    ) -> tuple[list[str], dict[str, Any]]:
+        found = candidates(query, vectors, rows, request.wanted, request.k)
+        ids = [rows.ids[slot] for slot in found.slots.tolist()]
+        if not ids:
+            return [], {}
+        activation = activations(rows, found.slots, self._core.tables.uses.get_many(ids), self._core.policies, now)
+        return ids, {**found.signals, "activation": activation}
 
+    def _reinforce(self, ids: Sequence[str]) -> None:
+        """Count a recall as a use of what it returned, where anything can be written."""
+        core = self._core
+        if not ids or not core.can_write:
+            return
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """What may be recalled, and what the signals say of it. `[n]` each.
+        def work() -> None:
+            now = core.now()
+            rows = core.uses_of(list(dict.fromkeys(ids)))
+            core.tables.uses.put_many(
+                {**row, "uses": row["uses"] + 1, "last_used_at": max(now, row["last_used_at"])} for row in rows
+            )
 
-    Attributes:
-        slots: where the rows are.
-        signals: 0 to 1, by name.
-    """
+        core.engine.transact(work)
 
-    slots: npt.NDArray[np.int64]
-    signals: dict[str, Floats]
-
-
-def candidates(query: str, vectors: QueryVectors | None, rows: AgentRows, wanted: Wanted, least: int) -> Candidates:
-    """Return the memories that words or meaning find, at least ``least`` if there are so many, and their signals.
-
-    Args:
-        query: in words.
-        vectors: the same as vectors; None: there is no embedder, words are what there is.
-        rows: the agent's memories.
-        wanted: which of them may be recalled.
-        least: how many are wanted.
-    """
-    of = rows.scope(wanted.scope)
-    allowed = wanted.among(rows, of)
-    words = rows.words(query, of)
-    meaning = np.full(len(of.slots), np.nan, np.float32) if vectors is None else rows.meaning(vectors, of)
-    many = max(CANDIDATES, least)
-    found = np.union1d(
-        _best(np.where(allowed & (words > 0), words, -np.inf), many),
-        _best(np.where(allowed & ~np.isnan(meaning), meaning, -np.inf), many),
-    )
-    slots = of.slots[found]
-    scores = {
-        "words": normalized(words[found], floor=0.0),
-        "meaning": normalized(meaning[found]),
-    }
-    # A memory without a vector is found by its words alone: in meaning it counts as the least of the others.
-    scores["meaning"] = np.nan_to_num(scores["meaning"], nan=0.0)
-    late = normalized(np.full(len(slots), np.nan) if vectors is None else rows.late(vectors, slots, of))
-    instead = _WORDS_FOR_TOKENS * scores["words"] + (1 - _WORDS_FOR_TOKENS) * scores["meaning"]
-    scores["tokens"] = np.where(np.isnan(late), instead, late)
-    scores["speaker"] = rows.named(query, slots).astype(np.float64)
-    scores["session"] = _of_groups(scores["tokens"], rows.number("session")[slots])
-    scores["user"] = (rows.number("role")[slots] == rows.code("role", "user")).astype(np.float64)
-    scores["importance"] = rows.importance[slots]
-    return Candidates(slots, scores)
-
-
-def _best(scores: npt.NDArray[Any], many: int) -> npt.NDArray[np.int64]:
-    found = np.flatnonzero(scores > -np.inf)
-    if len(found) > many:
-        found = found[np.argpartition(-scores[found], many - 1)[:many]]
-    return found
-
-
-def normalized(scores: npt.NDArray[Any], *, floor: float | None = None) -> Floats:
-    """Return scores between 0, at the floor or the lowest, and 1, at the highest; nan stays. All alike are 1."""
-    values = np.asarray(scores, np.float64)
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return values
-    low, high = known.min() if floor is None else floor, known.max()
-    if high <= low:
-        return np.where(np.isnan(values), np.nan, 1.0 if floor is None or high > floor else 0.0)
-    found: Floats = np.clip((values - low) / (high - low), 0.0, 1.0)
-    return found
+    def context(self, query: str, agent_id: str | int, token_budget: int, options: ContextOptions) -> MemoryContext:
+        """See `AgentMemories.context`."""
+        if type(token_budget) is not int or token_budget < 0:
+            raise InvalidInputError("token_budget must be an int of 0 or more")
+        reinforce = options.get("reinforce", True)
+        if not isinstance(reinforce, bool):
+            raise InvalidInputError(f"reinforce must be a bool, not {type(reinforce).__name__}")
+        asked = cast(RecallOptions, {"k": 20, **options, "reinforce": False})
+        found = self.many([query], agent_id, asked)[0]
+        sizes = self._embedding.count_tokens([_line(99, one.memory) + "\n" for one in found]) if found else []
+        kept = within_budget(found, sizes, token_budget)
+        kept.sort(key=lambda one: (one.memory.occurred_at or one.memory.recorded_at, one.memory.id))
+        text = "\n".join(_line(number, one.memory) for number, one in enumerate(kept, 1))
+        if reinforce:
+            self._reinforce([one.memory.id for one in kept])
+        return MemoryContext(text, tuple(kept), self._embedding.count_tokens([text])[0] if text else 0)
 
 
-def _of_groups(scores: Floats, groups: npt.NDArray[np.int64]) -> Floats:
-    """Return for each the best score of its group; 0 for those of none (below 0)."""
-    names, which = np.unique(groups, return_inverse=True)
-    best = np.zeros(len(names))
-    np.maximum.at(best, which, scores)
-    return np.where(groups >= 0, best[which], 0.0)
-
-
-def combine(signals: Mapping[str, Floats], weights: RecallWeights) -> Floats:
-    """Return `[n]` the weighted mean of signals, 0 to 1."""
-    by_name = {one.name: float(getattr(weights, one.name)) for one in fields(weights)}
-    total = sum(by_name.values())
-    length = len(next(iter(signals.values())))
-    found: Floats = sum((by_name[name] / total * one for name, one in signals.items()), start=np.zeros(length))
-    return found
-
-
-def within_budget(found: Iterable[Recalled], sizes: Iterable[int], budget: int) -> list[Recalled]:
-    """Return the best that fit: one that is too large for what is left is passed over, smaller ones behind it are not."""
-    kept = []
-    for one, size in zip(found, sizes, strict=True):
-        if size <= budget:
-            budget -= size
-            kept.append(one)
-    return kept
+def _line(number: int, memory: Memory) -> str:
+    at = memory.occurred_at or memory.recorded_at
+    who = memory.speaker or memory.role
+    text = " ".join(memory.text.split())
+    return f"[{number}] {at:%Y-%m-%d} {who}: {text}" if who else f"[{number}] {at:%Y-%m-%d} {text}"

@@ -51,7 +51,7 @@ NOT_FOR_TASKS = {
 # The way from a twin to the synchronous object.
 ONLY_FOR_TASKS = {"sync"}
 # Read without touching the disk; every other property is awaited.
-PLAIN_PROPERTIES = {"config", "in_transaction", "name", "path", "read_only"}
+PLAIN_PROPERTIES = {"config", "in_transaction", "name", "path", "policies", "read_only"}
 
 AT_ONCE = {
     "Iterator[Row]": AsyncIterator[Row],

@@ -252,16 +252,17 @@ def test_a_memory_that_changed_meanwhile_is_left_alone(memories: AgentMemories, 
     clock.now += timedelta(hours=1)
     again = memories.remember("I do have a cat!", agent_id="a", session_id="t")
     clock.now += DAY
-    apply = memories._apply
+    upkeep = memories._upkeep
+    apply = upkeep._apply
 
-    def late(plan: Any, now: datetime) -> Any:
+    def late(plan: Any) -> Any:
         if plan.repeated:
             memories.forget(first.id)
-        return apply(plan, now)
+        return apply(plan)
 
-    memories._apply = late  # type: ignore[method-assign]
+    upkeep._apply = late  # type: ignore[method-assign]
     memories.maintain("a")
-    del memories._apply
+    del upkeep._apply
     assert memories.require(again.id).status == "active", "what it was to be merged into is forgotten"
 
 

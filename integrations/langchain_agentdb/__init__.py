@@ -11,4 +11,8 @@ if find_spec("langchain_core") is None:
         "langchain_agentdb needs LangChain's interfaces: pip install 'agentdb-lance[langchain]'"
     )
 
-__all__: list[str] = []
+from langchain_agentdb.embeddings import AgentDBEmbeddings
+from langchain_agentdb.filters import to_filter
+from langchain_agentdb.vector_store import AgentDBVectorStore
+
+__all__ = ["AgentDBEmbeddings", "AgentDBVectorStore", "to_filter"]

@@ -1,0 +1,121 @@
+"""``AgentDBEmbeddings``: an AgentDB embedder as LangChain sees embedding models."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from langchain_core.embeddings import Embeddings
+
+from agentdb import Embedder, EmbedKind, InvalidInputError, embed_texts, load_embedder
+
+__all__ = ["AgentDBEmbeddings"]
+
+
+class AgentDBEmbeddings(Embeddings):
+    """The vectors of an AgentDB embedder: texts are checked, made in batches, and the same as ``db.collection`` makes.
+
+    May be called from any thread; async methods run on threads and never block the event loop.
+
+    Args:
+        embedder: an embedder, or the name of an installed one; None: the installed default, a small model that runs on this
+            machine. A name is loaded when text is first embedded.
+
+    Raises:
+        InvalidInputError: it is neither.
+    """
+
+    def __init__(self, embedder: Embedder | str | None = None) -> None:
+        given: object = embedder
+        # Read from the type: `dimension` may load a model.
+        if not (
+            given is None
+            or isinstance(given, str)
+            or all(hasattr(type(given), name) for name in ("name", "dimension", "max_tokens", "embed"))
+            or callable(getattr(given, "embed", None))
+        ):
+            raise InvalidInputError(
+                f"embedder must be an agentdb.Embedder or the name of one, not {type(embedder).__name__}"
+            )
+        self._made = None if embedder is None or isinstance(embedder, str) else embedder
+        self._make: Callable[[], Embedder] = lambda: load_embedder(embedder if isinstance(embedder, str) else None)
+        self._mutex = threading.Lock()
+
+    @classmethod
+    def of(cls, make: Callable[[], Embedder]) -> AgentDBEmbeddings:
+        """Return embeddings by an embedder that is asked for when text is first embedded."""
+        made = cls()
+        made._make = make
+        return made
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({'' if self._made is None else repr(self._made)})"
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedder, loaded if it was not yet.
+
+        Raises:
+            MissingDependencyError: it is not installed; the message names the extra.
+        """
+        with self._mutex:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+    def matrix(self, texts: Sequence[str], kind: EmbedKind = "document") -> npt.NDArray[np.float32]:
+        """Return `[N, D]` float32, one finite vector for each text.
+
+        Raises:
+            InvalidInputError: a text is no string, or cannot be encoded.
+        """
+        return embed_texts(self.embedder, texts, kind)
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return the vector of each text that is searched for.
+
+        Raises:
+            InvalidInputError: a text is no string, or cannot be encoded.
+        """
+        return _listed(self.matrix(texts))
+
+    def embed_query(self, text: str) -> list[float]:
+        """Return the vector of a text that is searched with.
+
+        Raises:
+            InvalidInputError: it is no string, or cannot be encoded.
+        """
+        return _listed(self.matrix([text], "query"))[0]
+
+    async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Do what `embed_documents` does, without blocking the event loop."""
+        return await asyncio.to_thread(self.embed_documents, texts)
+
+    async def aembed_query(self, text: str) -> list[float]:
+        """Do what `embed_query` does, without blocking the event loop."""
+        return await asyncio.to_thread(self.embed_query, text)
+
+
+def _listed(matrix: npt.NDArray[np.float32]) -> list[list[float]]:
+    found: list[list[float]] = matrix.tolist()
+    return found
+
+
+def as_embeddings(given: Any) -> Embeddings | None:
+    """Return what turns texts into vectors: LangChain's embeddings as they are, an AgentDB embedder as such; None stays None.
+
+    Raises:
+        InvalidInputError: it is neither.
+    """
+    if given is None or isinstance(given, Embeddings):
+        return given
+    try:
+        return AgentDBEmbeddings(given)
+    except InvalidInputError:
+        raise InvalidInputError(
+            f"embedding must be LangChain Embeddings, an agentdb.Embedder or None, not {type(given).__name__}"
+        ) from None

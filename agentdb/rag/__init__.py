@@ -1,0 +1,1 @@
+"""From files to a cited context: parse, chunk, embed, retrieve, rerank, pack."""

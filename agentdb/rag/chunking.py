@@ -1,0 +1,371 @@
+"""Chunks: spans of a document's text that fit an embedder, cut where the text itself is divided.
+
+Every chunker keeps these laws: each character that is no white space lies in a chunk; no chunk is empty; chunks are in
+order; and ``text[start:end]`` is the chunk.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, chain
+from typing import Protocol, runtime_checkable
+
+from agentdb.errors import InvalidInputError
+from agentdb.rag import pieces
+from agentdb.rag.parsing.model import Block, ParsedDocument
+from agentdb.rag.pieces import Cut, Piece
+
+__all__ = ["Chunk", "Chunker", "CountTokens", "StructureChunker"]
+
+CountTokens = Callable[[Sequence[str]], Sequence[int]]
+"""Returns how many tokens each text has, special tokens included, as `agentdb.TokenCounter.count_tokens` does."""
+
+_CHARS_PER_TOKEN = 32
+"""A chunk has at most so many characters for each token it may have: some tokenizers make one token of any word."""
+_REGION = 1 << 20
+"""Characters that are cut into pieces at a time, so that memory stays small beside the text's own."""
+_MOST_WORDS = 1 << 19
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A stretch of a document that is embedded and found as one.
+
+    Attributes:
+        start, end: characters of `ParsedDocument.text`.
+        page: where it begins; None where there are no pages.
+        heading_path: the headings, and in source code the classes and functions, that the whole chunk stands under,
+            outermost first.
+        parent: the span of the larger stretch that is returned in its place; None: the chunk itself.
+    """
+
+    start: int
+    end: int
+    page: int | None
+    heading_path: tuple[str, ...]
+    parent: tuple[int, int] | None = None
+
+
+@runtime_checkable
+class Chunker(Protocol):
+    """Divides documents. May be called from any thread."""
+
+    def chunk(self, document: ParsedDocument) -> list[Chunk]:
+        """Return the chunks in the order of the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureChunker:
+    """Cuts where the text is divided: at headings, blocks, definitions, items, rows and sentences, in this order.
+
+    A chunk ends at the best such place in its second half, and at a heading already after its first quarter. Fenced
+    code and tables that fit are never cut. A sentence or a word that does not fit is cut inside.
+
+    Args:
+        count_tokens: of the embedder; special tokens count once in each chunk.
+        chunk_tokens: the most that a chunk has. What is longer than the embedder's ``max_tokens`` it does not see.
+        overlap_tokens: the most that a chunk repeats of the one before it, in whole pieces; nothing is repeated across a
+            heading or a definition. At most half of ``chunk_tokens``.
+    """
+
+    count_tokens: CountTokens = field(repr=False)
+    chunk_tokens: int = 224
+    overlap_tokens: int = 32
+    _costs: _Costs = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        require_tokens("chunk_tokens", self.chunk_tokens, 1)
+        require_tokens("overlap_tokens", self.overlap_tokens, 0)
+        if self.overlap_tokens * 2 > self.chunk_tokens:
+            raise InvalidInputError("overlap_tokens must be at most half of chunk_tokens")
+        if not callable(self.count_tokens):
+            raise InvalidInputError(f"count_tokens must be callable, not {type(self.count_tokens).__name__}")
+        object.__setattr__(self, "_costs", _Costs(self.count_tokens))
+
+    def chunk(self, document: ParsedDocument) -> list[Chunk]:
+        """Return the chunks in the order of the text; those of a text that holds nothing are none."""
+        packer = Packer(document.text, self._costs, self.chunk_tokens, self.overlap_tokens)
+        spans: list[tuple[int, int]] = []
+        for region in regions(document):
+            spans += packer.pack(packer.pieces(region))
+        return placed(document, spans)
+
+
+def require_tokens(name: str, value: object, least: int) -> None:
+    """Return if a number of tokens is one.
+
+    Raises:
+        InvalidInputError: it is not, or it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidInputError(f"{name} must be an int, not {type(value).__name__}")
+    if value < least:
+        raise InvalidInputError(f"{name} must be at least {least}, not {value}")
+
+
+def placed(document: ParsedDocument, spans: Sequence[tuple[int, int]]) -> list[Chunk]:
+    """Return spans as chunks that know their place."""
+    return [
+        Chunk(
+            start, end, document.page_of(start), _common(document.heading_path(start), document.heading_path(end - 1))
+        )
+        for start, end in spans
+    ]
+
+
+def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    same = 0
+    while same < min(len(one), len(other)) and one[same] == other[same]:
+        same += 1
+    return one[:same]
+
+
+def regions(document: ParsedDocument) -> Iterator[list[Block]]:
+    """Yield the blocks in runs of about a million characters; a longer block is cut at the end of a line."""
+    text = document.text
+    run: list[Block] = []
+    size = 0
+    for block in document.blocks:
+        start = block.start
+        while block.end - start > 2 * _REGION:
+            stop = text.rfind("\n", start + _REGION // 2, start + _REGION) + 1
+            if not stop:
+                stop = start + _REGION
+                while not pieces.is_grapheme_end(text, stop) and stop > start + _REGION - 64:
+                    stop -= 1
+            if bare := text[start:stop].rstrip():
+                yield [*run, replace(block, start=start, end=start + len(bare))]
+                run, size = [], 0
+            start = stop
+        if text[start : block.end].isspace():
+            continue
+        run.append(replace(block, start=start))
+        size += block.end - start
+        if size >= _REGION:
+            yield run
+            run, size = [], 0
+    if run:
+        yield run
+
+
+class _Costs:
+    """What stretches of text take of a chunk: tokens, estimated from those of their words, which are counted once.
+
+    The tokens of neighbouring words may melt into one or part differently, so a chunk is counted once more as a whole.
+    """
+
+    _WORDS = re.compile(r"\w{1,64}|[^\w\s]{1,16}")
+
+    def __init__(self, count_tokens: CountTokens) -> None:
+        self._count = count_tokens
+        self._words: dict[str, int] = {}
+        self._special: int | None = None
+
+    @property
+    def special(self) -> int:
+        """Tokens that every text has besides its own."""
+        if self._special is None:
+            self._special = self.exact([""])[0]
+        return self._special
+
+    def exact(self, texts: Sequence[str]) -> list[int]:
+        """Return the tokens of whole texts, special ones included."""
+        counts = [int(one) for one in self._count(texts)]
+        if len(counts) != len(texts) or any(one < 0 for one in counts):
+            raise InvalidInputError("count_tokens must return one number, not negative, for each text")
+        return counts
+
+    def estimate(self, text: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Return about how many tokens each stretch has without special ones, and at least 1 for so many characters."""
+        find = self._WORDS.findall
+        words = [find(text, start, end) for start, end in spans]
+        known = self._known(set(chain.from_iterable(words)))
+        take = known.__getitem__
+        return [
+            max(sum(map(take, found)), -(-(end - start) // _CHARS_PER_TOKEN))
+            for found, (start, end) in zip(words, spans, strict=True)
+        ]
+
+    def _known(self, wanted: set[str]) -> dict[str, int]:
+        """Return a table that has all of the words."""
+        known = self._words
+        new = [word for word in wanted if word not in known]
+        if new:
+            counts = {word: max(0, count - self.special) for word, count in zip(new, self.exact(new), strict=True)}
+            if len(known) + len(new) > _MOST_WORDS:
+                # Texts have few words that come back and many that never do: begin anew rather than grow for ever.
+                # Another thread may still read the table that it was given.
+                known = self._words = {word: known[word] for word in wanted if word in known}
+            known.update(counts)
+        return known
+
+
+class Packer:
+    """Puts the pieces of one text together to chunks."""
+
+    def __init__(self, text: str, costs: _Costs, chunk_tokens: int, overlap_tokens: int) -> None:
+        self._text = text
+        self._costs = costs
+        self._limit = chunk_tokens
+        self._capacity = max(1, chunk_tokens - costs.special)
+        self._overlap = overlap_tokens
+
+    # --- pieces
+
+    def pieces(self, blocks: Sequence[Block]) -> list[Piece]:
+        """Return the pieces of some blocks: blocks that stay whole, sentences, rows, items, lines."""
+        whole = self._whole(blocks)
+        found: list[Piece] = []
+        after_heading = False
+        for block in blocks:
+            cut = Cut.GLUED if after_heading else Cut.BLOCK
+            after_heading = block.kind == "heading"
+            if after_heading:
+                found.append((block.start, block.end, Cut.HEADING_6 + 6 - block.level))
+            elif block.start in whole:
+                found.append((block.start, block.end, cut))
+            elif block.kind == "code":
+                found += pieces.code_lines(self._text, block.start, block.end, cut)
+            elif block.kind == "table":
+                found += pieces.table_rows(self._text, block.start, block.end, cut)
+            elif block.kind == "list":
+                found += pieces.list_lines(self._text, block.start, block.end, cut)
+            else:
+                found += pieces.sentences(self._text, block.start, block.end, cut)
+        return found
+
+    def _whole(self, blocks: Sequence[Block]) -> set[int]:
+        """Return where the code and the tables begin that fit into a chunk."""
+        spans = [
+            (block.start, block.end)
+            for block in blocks
+            if block.kind in ("code", "table") and block.end - block.start <= self._capacity * _CHARS_PER_TOKEN
+        ]
+        estimates = self._costs.estimate(self._text, spans)
+        # Far too many words is too many; otherwise it is counted exactly.
+        near = [span for span, cost in zip(spans, estimates, strict=True) if cost <= 3 * self._capacity]
+        counts = self._costs.exact([self._text[start:end] for start, end in near]) if near else []
+        return {start for (start, _), count in zip(near, counts, strict=True) if count <= self._limit}
+
+    # --- chunks
+
+    def pack(self, found: list[Piece]) -> list[tuple[int, int]]:
+        """Return spans that hold all of the pieces, each within the limit, in order."""
+        if not found:
+            return []
+        parts, costs = self._fitting(found)
+        return self._verified(parts, costs, self._divide(parts, costs, 0, len(parts), self._capacity, self._overlap))
+
+    def _fitting(self, found: list[Piece]) -> tuple[list[Piece], list[int]]:
+        """Return pieces that each fit, and what they cost."""
+        costs = self._costs.estimate(self._text, [(start, end) for start, end, _ in found])
+        while max(costs) > self._capacity:
+            parts: list[Piece] = []
+            places: list[int] = []
+            fresh: list[int] = []
+            for piece, cost in zip(found, costs, strict=True):
+                length = piece[1] - piece[0]
+                if cost <= self._capacity or length == 1:
+                    parts.append(piece)
+                    fresh.append(min(cost, self._capacity))
+                    continue
+                target = max(1, min(length - 1, length * self._capacity // (cost * 4)))
+                for short in pieces.shorter(self._text, piece, target):
+                    places.append(len(parts))
+                    parts.append(short)
+                    fresh.append(0)
+            measured = self._costs.estimate(self._text, [parts[place][:2] for place in places])
+            for place, cost in zip(places, measured, strict=True):
+                fresh[place] = cost
+            found, costs = parts, fresh
+        return found, costs
+
+    def _divide(
+        self, parts: list[Piece], costs: list[int], first: int, last: int, capacity: int, overlap: int
+    ) -> list[tuple[int, int, int]]:
+        """Return runs of pieces: where each begins, where what it does not repeat begins, and where it ends."""
+        sums = [0, *accumulate(costs[first:last])]
+        cuts = [cut for _, _, cut in parts[first:last]]
+        count = last - first
+        runs: list[tuple[int, int, int]] = []
+        begin = fresh = 0
+        while fresh < count:
+            base = sums[begin]
+            furthest = max(fresh + 1, bisect_right(sums, base + capacity) - 1)
+            end = self._best(cuts, sums, base, fresh, furthest, count, capacity)
+            runs.append((first + begin, first + fresh, first + end))
+            fresh = end
+            begin = self._repeated(cuts, sums, runs[-1][1] - first, end, overlap, capacity) if end < count else end
+        return runs
+
+    @staticmethod
+    def _best(cuts: list[int], sums: list[int], base: int, fresh: int, furthest: int, count: int, capacity: int) -> int:
+        """Return where a chunk ends: the first heading after its first quarter, or the best place in its second half."""
+        early = max(fresh + 1, bisect_right(sums, base + capacity // 4, fresh))
+        for place in range(early, min(furthest + 1, count)):
+            if cuts[place] >= Cut.HEADING_6:
+                return place
+        if furthest >= count:
+            return count
+        half = max(fresh + 1, bisect_right(sums, base + capacity // 2, fresh))
+        for floor in (half, fresh + 1):
+            window = cuts[floor : furthest + 1]
+            best = max(window, default=Cut.GLUED)
+            if best > Cut.GLUED:
+                return furthest - window[::-1].index(best)
+        return furthest
+
+    @staticmethod
+    def _repeated(cuts: list[int], sums: list[int], floor: int, end: int, overlap: int, capacity: int) -> int:
+        """Return where a chunk begins that repeats the last pieces before ``end``."""
+        allowed = min(overlap, capacity - (sums[end + 1] - sums[end]))
+        begin = end
+        while begin > floor + 1 and cuts[begin] < Cut.NESTED and sums[end] - sums[begin - 1] <= allowed:
+            begin -= 1
+        # What is repeated begins where a sentence or a line does.
+        while begin < end and cuts[begin] in (Cut.GLUED, Cut.INSIDE_WORD):
+            begin += 1
+        return begin
+
+    def _verified(
+        self, parts: list[Piece], costs: list[int], runs: list[tuple[int, int, int]]
+    ) -> list[tuple[int, int]]:
+        """Return the spans of the runs, those divided again that have more tokens than the estimate said."""
+        done: list[tuple[int, int]] = []
+        while runs:
+            spans = [self._span(parts, begin, end) for begin, _, end in runs]
+            counts = self._costs.exact([self._text[start:end] for start, end in spans])
+            left: list[tuple[int, int, int]] = []
+            for run, span, count in zip(runs, spans, counts, strict=True):
+                if count <= self._limit or span[1] - span[0] == 1:
+                    done.append(span)
+                else:
+                    left += self._smaller(parts, costs, run, count)
+            runs = left
+        return sorted(done)
+
+    def _smaller(
+        self, parts: list[Piece], costs: list[int], run: tuple[int, int, int], count: int
+    ) -> list[tuple[int, int, int]]:
+        """Return a run that is too long without what it repeats, or else in parts."""
+        begin, fresh, end = run
+        if begin < fresh:
+            return [(fresh, fresh, end)]
+        if end - begin > 1:
+            total = sum(costs[begin:end])
+            capacity = max(1, min(total - 1, total * self._capacity // (count + 1)))
+            return self._divide(parts, costs, begin, end, capacity, 0)
+        piece = parts[begin]
+        target = max(1, (piece[1] - piece[0]) * self._capacity // (2 * count))
+        shorter = list(pieces.shorter(self._text, piece, min(target, piece[1] - piece[0] - 1)))
+        first = len(parts)
+        parts += shorter
+        costs += [max(1, costs[begin] // len(shorter))] * len(shorter)
+        return [(place, place, place + 1) for place in range(first, len(parts))]
+
+    @staticmethod
+    def _span(parts: list[Piece], begin: int, end: int) -> tuple[int, int]:
+        return parts[begin][0], parts[end - 1][1]

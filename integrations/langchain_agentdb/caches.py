@@ -1,0 +1,367 @@
+"""``AgentDBLLMCache`` and ``AgentDBSemanticCache``: answers of models, found again by their prompt, or by one that means the same."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+
+import pyarrow as pa
+from langchain_core.caches import BaseCache
+from langchain_core.embeddings import Embeddings
+from langchain_core.messages import BaseMessage
+from langchain_core.outputs import Generation
+
+from agentdb import (
+    And,
+    AsyncDatabase,
+    Closing,
+    Connection,
+    Database,
+    IntegrityError,
+    InvalidInputError,
+    Table,
+    TableSchema,
+    check_vectors,
+    field,
+)
+from langchain_agentdb.collections import NamedCollection
+from langchain_agentdb.embeddings import AgentDBEmbeddings, as_embeddings
+from langchain_agentdb.messages import allowed, pack_generations, unpack_generations
+
+__all__ = ["AgentDBLLMCache", "AgentDBSemanticCache"]
+
+ANSWERS = TableSchema(
+    "_langchain_cache",
+    [
+        # Digests: prompts may be longer than a key, and need not lie about once more.
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("expires_at", pa.timestamp("us", tz="UTC")),
+        pa.field("answer", pa.large_binary(), nullable=False),
+    ],
+    key=("model", "prompt"),
+    indexed="expires_at",
+)
+_SEMANTIC = "_langchain_semantic_cache"
+_SWEEP_EVERY_S = 30.0
+
+
+def _digest(text: str) -> str:
+    # Lone surrogates, which some tools put into texts, have a digest like anything else.
+    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=32).hexdigest()
+
+
+def _checked_ttl(ttl_s: float | None) -> timedelta | None:
+    if ttl_s is None:
+        return None
+    given: object = ttl_s
+    if not isinstance(given, int | float) or isinstance(given, bool) or not 0 < given < math.inf:
+        raise InvalidInputError(f"ttl_s must be a number of seconds above 0, or None, not {given!r:.40}")
+    return timedelta(seconds=given)
+
+
+def _now(db: Database) -> datetime:
+    moment: datetime = db.config.clock()
+    return moment.astimezone(UTC)
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    if options:
+        raise InvalidInputError(f"clear has no option {', '.join(sorted(options))}")
+
+
+class _Answers:
+    """The table of a database, and the job that empties it of what has expired."""
+
+    def __init__(self, db: Database) -> None:
+        self.db = db
+        self.table: Table = db.table(ANSWERS)
+        self._sweep_due = 0.0
+        if not db.read_only:
+            db.add_maintenance("langchain-cache", self._sweep)
+
+    def _sweep(self, _: float) -> bool:
+        if time.monotonic() >= self._sweep_due:
+            self._sweep_due = time.monotonic() + _SWEEP_EVERY_S
+            self.table.delete_many(filter=field("expires_at") <= _now(self.db))
+        return False
+
+
+class AgentDBLLMCache(Closing, BaseCache):
+    """Answers by prompt and model, to the letter: durable, shared by every thread, event loop and process.
+
+    ``set_llm_cache(AgentDBLLMCache(path))`` or ``ChatModel(cache=...)``. Prompts are stored as digests, answers as plain data:
+    what is read back is made of LangChain's own classes of generations and messages, and of those that are allowed.
+
+    Args:
+        db_or_path: an open database, which stays the caller's to close, or the path of one; it is opened, and created, at the
+            first call.
+        ttl_s: how long an answer counts, in seconds; None: until it is cleared.
+        allow: classes of messages of your own.
+
+    Raises:
+        InvalidInputError: an argument cannot be accepted.
+    """
+
+    _connection: Connection[_Answers]
+
+    def __init__(
+        self,
+        db_or_path: Database | AsyncDatabase | str | os.PathLike[str],
+        *,
+        ttl_s: float | None = None,
+        allow: Iterable[type[BaseMessage]] = (),
+    ) -> None:
+        self._ttl = _checked_ttl(ttl_s)
+        self._classes = allowed(allow)
+        self._connection = Connection(db_or_path, _Answers)
+
+    def lookup(self, prompt: str, llm_string: str) -> list[Generation] | None:
+        """Return the answer to exactly this prompt by exactly this model, None if there is none or its time is up.
+
+        Raises:
+            IntegrityError: what is stored is no answer, or names a class that is not allowed.
+        """
+        answers = self._connection()
+        row = answers.table.get((_digest(llm_string), _digest(prompt)))
+        if row is None or (row["expires_at"] is not None and row["expires_at"] <= _now(answers.db)):
+            return None
+        return unpack_generations(row["answer"], self._classes)
+
+    async def alookup(self, prompt: str, llm_string: str) -> list[Generation] | None:
+        """Do what `lookup` does, without blocking the event loop."""
+        return await self._connection.run("read", lambda: self.lookup(prompt, llm_string))
+
+    def update(self, prompt: str, llm_string: str, return_val: Sequence[Generation]) -> None:
+        """Store an answer in the place of the one before, durable when this returns.
+
+        Raises:
+            InvalidInputError: it holds something else than plain data.
+        """
+        answer = pack_generations(return_val, self._classes)
+        answers = self._connection()
+        answers.table.put(
+            {
+                "model": _digest(llm_string),
+                "prompt": _digest(prompt),
+                "expires_at": None if self._ttl is None else _now(answers.db) + self._ttl,
+                "answer": answer,
+            }
+        )
+
+    async def aupdate(self, prompt: str, llm_string: str, return_val: Sequence[Generation]) -> None:
+        """Do what `update` does, without blocking the event loop."""
+        await self._connection.run("write", lambda: self.update(prompt, llm_string, return_val))
+
+    def clear(self, *, llm_string: str | None = None, **kwargs: Any) -> None:
+        """Remove all answers.
+
+        Args:
+            llm_string: only those of this model.
+            kwargs: none; an option that does not exist is refused.
+        """
+        _refuse(kwargs)
+        mine = ~field("model").is_null() if llm_string is None else field("model") == _digest(llm_string)
+        self._connection().table.delete_many(filter=mine)
+
+    async def aclear(self, *, llm_string: str | None = None, **kwargs: Any) -> None:
+        """Do what `clear` does, without blocking the event loop."""
+        await self._connection.run("write", lambda: self.clear(llm_string=llm_string, **kwargs))
+
+
+class _Prompts:
+    """The collection of a database that holds prompts as vectors, and the job that empties it of what has expired."""
+
+    def __init__(self, db: Database, collection: str, embeddings: Embeddings) -> None:
+        self.db = db
+        own = embeddings if isinstance(embeddings, AgentDBEmbeddings) else None
+        self.rows = NamedCollection(db, collection, "cosine", own)
+        self._sweep_due = 0.0
+        if not db.read_only:
+            db.add_maintenance(f"langchain-semantic-cache {collection}", self._sweep)
+
+    def _sweep(self, _: float) -> bool:
+        if time.monotonic() >= self._sweep_due:
+            self._sweep_due = time.monotonic() + _SWEEP_EVERY_S
+            expired = field("expires_at") <= _now(self.db).timestamp()
+            self.rows.read(lambda found: found.delete(filter=expired))
+        return False
+
+
+class AgentDBSemanticCache(Closing, BaseCache):
+    """Answers by model, to the letter, and by what the prompt says: a question asked in other words gets the same answer.
+
+    A chat's prompt is read as its messages: who says what. Prompts with images or calls of tools in them, and those longer than
+    ``max_prompt_chars``, are only met to the letter, because vectors of long texts tell too little, and an embedder that cuts a
+    text takes different prompts for the same. What means the same is the embedding's judgement: choose ``min_score`` with
+    prompts of your own; nearly equal sentences with another number or name in them are near each other, too.
+
+    Args:
+        embedding: LangChain embeddings; or an AgentDB embedder; None: that of the database.
+        db_or_path: an open database, which stays the caller's to close, or the path of one; it is opened, and created, at the
+            first call.
+        collection: holds the prompts as vectors; of one embedding only.
+        min_score: the cosine from which two prompts mean the same, above 0 and at most 1.
+        max_prompt_chars: longer prompts are met to the letter only.
+        ttl_s: how long an answer counts, in seconds; None: until it is cleared.
+        allow: classes of messages of your own.
+
+    Raises:
+        InvalidInputError: an argument cannot be accepted.
+    """
+
+    _connection: Connection[_Prompts]
+
+    def __init__(
+        self,
+        embedding: Embeddings | Any | None,
+        db_or_path: Database | AsyncDatabase | str | os.PathLike[str],
+        *,
+        collection: str = "semantic_cache",
+        min_score: float = 0.95,
+        max_prompt_chars: int = 1_000,
+        ttl_s: float | None = None,
+        allow: Iterable[type[BaseMessage]] = (),
+    ) -> None:
+        given: object = min_score
+        if not isinstance(given, int | float) or isinstance(given, bool) or not 0 < given <= 1:
+            raise InvalidInputError(f"min_score must be a number above 0 and at most 1, not {given!r:.40}")
+        if not isinstance(max_prompt_chars, int) or isinstance(max_prompt_chars, bool) or max_prompt_chars < 0:
+            raise InvalidInputError(f"max_prompt_chars must be an int of 0 or more, not {max_prompt_chars!r:.40}")
+        made = as_embeddings(embedding)
+        self._embeddings = AgentDBEmbeddings.of(lambda: self._connection().db.embedder) if made is None else made
+        self._min_score = float(given)
+        self._max_prompt_chars = max_prompt_chars
+        self._ttl = _checked_ttl(ttl_s)
+        self._classes = allowed(allow)
+        self._exact = AgentDBLLMCache(db_or_path, ttl_s=ttl_s, allow=allow)
+        self._connection = Connection(db_or_path, lambda db: _Prompts(db, collection, self._embeddings))
+        self._connection.on_close = self._exact.close
+
+    def lookup(self, prompt: str, llm_string: str) -> list[Generation] | None:
+        """Return the answer of exactly this model to this prompt, or to the one that means the same and is nearest to it.
+
+        Raises:
+            IntegrityError: what is stored is no answer, or names a class that is not allowed.
+        """
+        found = self._exact.lookup(prompt, llm_string)
+        said = _said(prompt, self._max_prompt_chars)
+        if found is not None or said is None:
+            return found
+        return self._nearest(self._embeddings.embed_query(said), llm_string)
+
+    async def alookup(self, prompt: str, llm_string: str) -> list[Generation] | None:
+        """Do what `lookup` does, without blocking the event loop."""
+        found = await self._exact.alookup(prompt, llm_string)
+        said = _said(prompt, self._max_prompt_chars)
+        if found is not None or said is None:
+            return found
+        vector = await self._embeddings.aembed_query(said)
+        return await self._connection.run("read", lambda: self._nearest(vector, llm_string))
+
+    def _nearest(self, vector: Sequence[float], llm_string: str) -> list[Generation] | None:
+        prompts = self._connection()
+        mine = (field("model") == _digest(llm_string)) & ~(field("expires_at") <= _now(prompts.db).timestamp())
+        hits = prompts.rows.read(
+            lambda found: found.search(vector, 1, filter=mine, min_score=self._min_score, include=["metadata"])
+        )
+        if not hits:
+            return None
+        answer = hits[0].metadata.get("answer")
+        if not isinstance(answer, str):
+            raise IntegrityError("a stored answer cannot be read")
+        try:
+            data = base64.b64decode(answer, validate=True)
+        except ValueError:
+            raise IntegrityError("a stored answer cannot be read") from None
+        return unpack_generations(data, self._classes)
+
+    def update(self, prompt: str, llm_string: str, return_val: Sequence[Generation]) -> None:
+        """Store an answer in the place of the one before, durable when this returns.
+
+        Raises:
+            InvalidInputError: it holds something else than plain data.
+        """
+        said = _said(prompt, self._max_prompt_chars)
+        vector = None if said is None else self._embeddings.embed_query(said)
+        self._store(prompt, llm_string, return_val, vector)
+
+    async def aupdate(self, prompt: str, llm_string: str, return_val: Sequence[Generation]) -> None:
+        """Do what `update` does, without blocking the event loop."""
+        said = _said(prompt, self._max_prompt_chars)
+        vector = None if said is None else await self._embeddings.aembed_query(said)
+        await self._connection.run("write", lambda: self._store(prompt, llm_string, return_val, vector))
+
+    def _store(
+        self, prompt: str, llm_string: str, return_val: Sequence[Generation], vector: Sequence[float] | None
+    ) -> None:
+        answer = pack_generations(return_val, self._classes)
+        if vector is not None:
+            prompts = self._connection()
+            model = _digest(llm_string)
+            metadata: dict[str, Any] = {"model": model, "answer": base64.b64encode(answer).decode()}
+            if self._ttl is not None:
+                metadata["expires_at"] = (_now(prompts.db) + self._ttl).timestamp()
+            ids, matrix = [_digest(f"{model} {_digest(prompt)}")], check_vectors([vector], source="embedding")
+            prompts.rows.write(len(vector), lambda found: found.upsert(ids, matrix, metadata=[metadata]))
+        self._exact.update(prompt, llm_string, return_val)
+
+    def clear(self, *, llm_string: str | None = None, **kwargs: Any) -> None:
+        """Remove all answers, those of `AgentDBLLMCache` in the same database among them.
+
+        Args:
+            llm_string: only those of this model.
+            kwargs: none; an option that does not exist is refused.
+        """
+        _refuse(kwargs)
+        self._exact.clear(llm_string=llm_string)
+        mine = And() if llm_string is None else field("model") == _digest(llm_string)
+        self._connection().rows.read(lambda found: found.delete(filter=mine))
+
+    async def aclear(self, *, llm_string: str | None = None, **kwargs: Any) -> None:
+        """Do what `clear` does, without blocking the event loop."""
+        await self._connection.run("write", lambda: self.clear(llm_string=llm_string, **kwargs))
+
+
+def _said(prompt: str, max_chars: int) -> str | None:
+    """Return what a prompt says, in words; None if that is not all of it, or too much."""
+    text = _spoken(prompt)
+    return text if text and len(text) <= max_chars else None
+
+
+def _spoken(prompt: str) -> str | None:
+    """Return a prompt as words: that of a chat model, which is JSON, as its messages; None if they hold more than words."""
+    if not prompt.startswith("["):
+        return prompt
+    try:
+        messages = json.loads(prompt)
+    except (ValueError, RecursionError):
+        return prompt
+    lines: list[str] = []
+    for one in messages:
+        if not isinstance(one, dict) or one.get("type") != "constructor" or not isinstance(one.get("kwargs"), dict):
+            return prompt
+        said = _words(one["kwargs"])
+        if said is None:
+            return None
+        lines.append(said if len(messages) == 1 else f"{one['kwargs'].get('type')}: {said}")
+    return "\n".join(lines)
+
+
+def _words(message: dict[str, Any]) -> str | None:
+    """Return the text of a serialised message, None if there is more to it."""
+    content = message.get("content")
+    if message.get("tool_calls") or message.get("tool_call_id") or message.get("additional_kwargs"):
+        return None
+    if isinstance(content, str):
+        return content
+    blocks = content if isinstance(content, list) else [None]
+    texts = [one.get("text") if isinstance(one, dict) and one.get("type") == "text" else None for one in blocks]
+    return None if None in texts else " ".join(map(str, texts))

@@ -34,6 +34,7 @@ from agentdb.database import Database, open
 from agentdb.embedding import Embedder
 from agentdb.errors import ClosedError, NotFoundError
 from agentdb.memory import AgentMemories, MemoryPolicies
+from agentdb.rag import Documents
 from agentdb.states import AgentStates, StateVersion
 from agentdb.storage.core import Core, View
 from agentdb.storage.schema import TableSchema
@@ -43,7 +44,15 @@ from agentdb.vectors.collection import Collection
 from agentdb.vectors.definition import CollectionMetric, PromotedType, VectorSpec
 from agentdb.vectors.rows import Batch, Record
 
-__all__ = ["AsyncAgentMemories", "AsyncAgentStates", "AsyncCollection", "AsyncDatabase", "AsyncTable", "open_async"]
+__all__ = [
+    "AsyncAgentMemories",
+    "AsyncAgentStates",
+    "AsyncCollection",
+    "AsyncDatabase",
+    "AsyncDocuments",
+    "AsyncTable",
+    "open_async",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -428,6 +437,25 @@ class AsyncAgentMemories(_Twin[AgentMemories]):
     import_jsonl = _writes(AgentMemories.import_jsonl)
 
 
+class AsyncDocuments(_Twin[Documents]):
+    """The documents of a database, for tasks; see `Documents`."""
+
+    def __repr__(self) -> str:
+        return "AsyncDocuments()"
+
+    ingest = _embeds(Documents.ingest)
+    collections = _reads(Documents.collections)
+    list = _reads(Documents.list)
+    get = _reads(Documents.get)
+    text = _reads(Documents.text)
+    delete = _writes(Documents.delete)
+    erase = _writes(Documents.erase)
+    drop = _writes(Documents.drop)
+    search = _searches(Documents.search)
+    context = _searches(Documents.context)
+    answer = _embeds(Documents.answer)
+
+
 class AsyncAgentStates(_Twin[AgentStates]):
     """The states of all agents, for tasks; see `AgentStates`.
 
@@ -519,16 +547,19 @@ class AsyncDatabase(_Twin[Database]):
     Attributes:
         states: the Agent State Manager.
         memories: the Memory Manager.
+        documents: the RAG Engine.
     """
 
     states: AsyncAgentStates
     memories: AsyncAgentMemories
+    documents: AsyncDocuments
 
     def __init__(self, threads: _Threads, sync: Database) -> None:
         super().__init__(threads, sync)
         threads.core = sync._core
         self.states = AsyncAgentStates(threads, sync.states)
         self.memories = AsyncAgentMemories(threads, sync.memories)
+        self.documents = AsyncDocuments(threads, sync.documents)
         self._closed: Future[None] | None = None
 
     async def __aenter__(self) -> Self:

@@ -12,6 +12,7 @@ from agentdb.config import Config
 from agentdb.embedding import Embedder, EmbedderIdentity, is_embedder, load_embedder
 from agentdb.errors import InvalidInputError
 from agentdb.memory import AgentMemories
+from agentdb.rag import Documents
 from agentdb.states import AgentStates
 from agentdb.storage.backup import restore_backup
 from agentdb.storage.engine import Engine
@@ -29,10 +30,12 @@ class Database(Engine):
     Attributes:
         states: the Agent State Manager.
         memories: the Memory Manager.
+        documents: the RAG Engine.
     """
 
     states: AgentStates
     memories: AgentMemories
+    documents: Documents
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class Database(Engine):
             self.states = AgentStates(self)
             self.memories = AgentMemories(self, lambda: self.embedder)
             self._collections = Collections(self, lambda: self.embedder)
+            self.documents = Documents(self, self._collections, lambda: self.embedder)
         except BaseException:
             super().close()
             raise

@@ -1,1 +1,54 @@
-"""From files to a cited context: parse, chunk, embed, retrieve, rerank, pack."""
+"""Documents: from a folder of files to a cited context.
+
+=============  =========================================================================
+``documents``  ``Documents``: ingest, list, search, context, answer, delete, erase
+``records``    what callers give and get: ``Document``, ``Passage``, ``Context``, ...
+``sources``    which documents a path, a folder, a text or an iterable stands for
+``ingestion``  read, parse, chunk, embed, store; what is unchanged is left alone
+``search``     the steps of a search
+``context``    passages packed into a budget of tokens; answers that cite them
+``tables``     how documents lie in tables
+``parsing``    from the bytes of a file to its text with structure
+``chunking``   from a text with structure to stretches that fit an embedder
+``images``     pictures of documents: described, embedded, kept
+=============  =========================================================================
+"""
+
+from agentdb.rag.chunking import Chunk, Chunker, StructureChunker
+from agentdb.rag.documents import Documents
+from agentdb.rag.parsing import Block, DocumentError, EmbeddedImage, ParsedDocument, ParseLimits, Parser
+from agentdb.rag.records import (
+    Answer,
+    Citation,
+    Context,
+    Document,
+    IngestFailure,
+    IngestReport,
+    IngestWarning,
+    Omitted,
+    Passage,
+    StoredDocument,
+)
+
+__all__ = [
+    "Answer",
+    "Block",
+    "Chunk",
+    "Chunker",
+    "Citation",
+    "Context",
+    "Document",
+    "DocumentError",
+    "Documents",
+    "EmbeddedImage",
+    "IngestFailure",
+    "IngestReport",
+    "IngestWarning",
+    "Omitted",
+    "ParseLimits",
+    "ParsedDocument",
+    "Parser",
+    "Passage",
+    "StoredDocument",
+    "StructureChunker",
+]

@@ -16,7 +16,7 @@ from agentdb.llm import Reranker
 from agentdb.types import Metric
 from agentdb.vectors.definition import MAX_LENGTH, Definition, VectorSpec, metadata_path
 
-__all__ = ["Asked", "Fusion", "Mode", "Query", "Request", "SearchOptions", "asked_of", "request_of"]
+__all__ = ["Asked", "Fusion", "Mode", "Query", "Request", "SearchOptions", "asked_of", "request_of", "reranker_of"]
 
 Mode = Literal["vector", "text", "hybrid"]
 Fusion = Literal["normalized", "rrf"]
@@ -220,7 +220,7 @@ def request_of(definition: Definition, k: Any, options: SearchOptions) -> Reques
         scope=scope,
         rest=rest,
         group=_group_path(options.get("group_by")),
-        rerank=None if rerank is None else _reranker(rerank),
+        rerank=None if rerank is None else reranker_of(rerank),
         min_score=None if min_score is None else checked_number("min_score", min_score),
         include=_included(options.get("include", ("text", "metadata"))),
         is_exact=_flag("exact", options.get("exact", False)),
@@ -272,7 +272,7 @@ def _included(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_one_of("include", one, ("text", "metadata")) for one in value))
 
 
-def _reranker(value: Any) -> Callable[[str, Sequence[str]], Floats]:
+def reranker_of(value: Any) -> Callable[[str, Sequence[str]], Floats]:
     """Return one way to call a `Reranker`, a sentence-transformers ``CrossEncoder`` or a plain function."""
     if isinstance(value, Reranker):
         rate: Callable[[str, Sequence[str]], Any] = value.rerank

@@ -80,11 +80,20 @@ class Collections:
         except NotFoundError:
             return None
 
-    def names(self) -> list[str]:
-        """Return the names of all collections but the managers' own (which begin with an underscore), sorted."""
+    def names(self, prefix: str | None = None) -> list[str]:
+        """Return the names of all collections but the managers' own (which begin with an underscore), sorted.
+
+        Args:
+            prefix: the names that begin with this instead.
+        """
         definitions = self._definitions()
         rows = [] if definitions is None else list(definitions.scan(columns=["name"]))
-        return sorted(row["name"] for row in rows if not row["name"].startswith("_"))
+        names = sorted(row["name"] for row in rows)
+        return [name for name in names if (not name.startswith("_") if prefix is None else name.startswith(prefix))]
+
+    def has(self, name: str) -> bool:
+        """Whether there is a collection of that name."""
+        return self._find(name) is not None
 
     def open(
         self,

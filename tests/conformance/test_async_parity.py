@@ -10,9 +10,17 @@ import pyarrow as pa
 import pytest
 
 import agentdb
-from agentdb.aio import AsyncAgentMemories, AsyncAgentStates, AsyncCollection, AsyncDatabase, AsyncTable
+from agentdb.aio import (
+    AsyncAgentMemories,
+    AsyncAgentStates,
+    AsyncCollection,
+    AsyncDatabase,
+    AsyncDocuments,
+    AsyncTable,
+)
 from agentdb.database import Database
 from agentdb.memory import AgentMemories
+from agentdb.rag import Documents
 from agentdb.states import AgentStates
 from agentdb.storage.table import Table
 from agentdb.types import Row
@@ -24,6 +32,7 @@ PAIRS = [
     (Table, AsyncTable),
     (AgentStates, AsyncAgentStates),
     (AgentMemories, AsyncAgentMemories),
+    (Documents, AsyncDocuments),
     (Collection, AsyncCollection),
 ]
 

@@ -1,0 +1,593 @@
+"""``Documents``: from a folder of files to a cited context. Made by the database as ``db.documents``."""
+
+from __future__ import annotations
+
+import builtins
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
+
+from agentdb.embedding import Embedder, TokenCounter
+from agentdb.errors import InvalidInputError, NotFoundError, UnavailableError
+from agentdb.filters import Filter
+from agentdb.llm import LanguageModel, as_language_model
+from agentdb.rag.chunking import Chunker, StructureChunker
+from agentdb.rag.context import ContextOrder, Packing, answer_from, pack
+from agentdb.rag.ingestion import LEAD_TOKENS, Ingestion, Setup, chunk_ids, default_workers
+from agentdb.rag.parsing import ParseLimits, Parser
+from agentdb.rag.records import (
+    Answer,
+    Context,
+    ContextFormat,
+    Document,
+    IngestReport,
+    Passage,
+    StoredDocument,
+    check_document_metadata,
+)
+from agentdb.rag.search import Expand, PassageFinder, PassageOptions, PassageRequest
+from agentdb.rag.sources import Candidate, Folder, FolderRules, candidates, path_of
+from agentdb.rag.tables import COLLECTION_PREFIX, DocumentTables, part_keys, to_document
+from agentdb.types import ErasureReceipt, OnProgress, Row
+from agentdb.vectors.collection import Collection
+from agentdb.vectors.query import Fusion, Mode
+from agentdb.vectors.registry import Collections
+
+if TYPE_CHECKING:
+    from agentdb.storage.engine import Engine
+
+__all__ = ["Documents"]
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,36}\Z")
+_CHUNK_TOKENS = 512
+"""The most that a chunk and what stands before it have, however much the embedder reads."""
+_OVERLAP = 8
+"""A chunk repeats at most one part in so many of the one before it."""
+_SCHEMA: Mapping[str | Sequence[str], Any] = {"document_id": str}
+_CONTEXT_TOKENS = 2_000
+"""Of an answer's context."""
+
+
+class ContextOptions(PassageOptions, total=False):
+    """What an answer's context may be told; the defaults are those of `Documents.context`."""
+
+    tokenizer: Any
+    order: ContextOrder
+    k: int | None
+    collection: str
+
+
+class Documents:
+    """The documents of one database, in named collections.
+
+    Every method may be called from any thread. Inside ``db.transaction()`` or ``db.snapshot()`` the calls join that one.
+
+    A filter may test the keys of a document's metadata, and of its place: ``source``, ``title``, ``media_type``, ``page``,
+    ``headings`` (a list) and ``document_id``: ``field("page") == 3``, ``field("headings").contains("Installation")``.
+    """
+
+    def __init__(self, engine: Engine, collections: Collections, embedder: Callable[[], Embedder]) -> None:
+        self._engine = engine
+        self._collections = collections
+        self._find_embedder = embedder
+        self._opened: DocumentTables | None = None
+        self._handles: dict[str, Collection] = {}
+
+    def __repr__(self) -> str:
+        return "Documents()"
+
+    # --- ingesting ----------------------------------------------------------------------------------------------------
+
+    def ingest(
+        self,
+        source: Any,
+        *,
+        collection: str = "documents",
+        metadata: Mapping[str, Any] | None = None,
+        chunker: Chunker | Any = None,
+        parsers: Sequence[Parser] = (),
+        limits: ParseLimits | None = None,
+        include: str | Iterable[str] | None = None,
+        exclude: str | Iterable[str] = (),
+        follow_links: bool = False,
+        workers: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> IngestReport:
+        """Store documents, each with its text and its chunks in one transaction, durable when this returns; report what was done.
+
+        What is stored already with the same content is left alone: files are not even read if size, time and inode are those
+        of the last ingest. A changed document takes the place of its older version from one commit to the next. When a folder
+        is ingested again, documents of files that are gone from it are removed; a folder that cannot be read removes nothing.
+        If the process is killed, the same call goes on where it was. A file that cannot be read or parsed is reported, and
+        what was stored of it before stays.
+
+        Args:
+            source: a path of a file or folder; a text; bytes; a `Document`; or an iterable of these and of pairs
+                ``(name, text or bytes)``. A ``str`` of one line that names an existing file or folder is its path: give a text
+                that is not yours as a `Document`.
+            collection: 1 to 37 letters, digits, ``_``, ``-`` and ``.``; made where there is none. It is an ordinary collection
+                called ``_documents.NAME``.
+            metadata: a JSON object for all of them; what passages can be filtered by, beside what a file says of itself.
+            chunker: a `Chunker`, a LangChain text splitter or a LlamaIndex node parser; None: by structure, in chunks that fit
+                the embedder. Documents that were chunked otherwise are chunked anew.
+            parsers: asked before the ones for known formats.
+            limits: how far parsing goes.
+            include: patterns such as ``"*.md"`` or ``"docs/*"``: only files of a folder that match one, by their name or their
+                path below it.
+            exclude: patterns of files and folders of a folder to leave out. Always left out are hidden ones (``.git``),
+                ``__pycache__``, ``node_modules``, ``*.pyc``, ``*~`` and the like. ``.gitignore`` is not read.
+            follow_links: follow symbolic links in a folder; a folder is walked once, also where links lead in circles.
+            workers: threads that read and parse; None: as many as there are processors, up to 8.
+            on_progress: told from time to time how many documents are done. What it raises ends the ingest; what was stored
+                until then stays.
+
+        Raises:
+            NotFoundError: there is no such file or folder.
+            AccessDeniedError: the folder cannot be listed, or the database is read-only.
+            InvalidInputError: an argument cannot be accepted.
+            MissingDependencyError: there is no embedder.
+        """
+        name = self._checked(collection)
+        self._engine._core.writable()
+        if self._engine._core.current() is not None and not self._engine.in_transaction:
+            raise UnavailableError("documents cannot be ingested inside a snapshot")
+        rules = FolderRules.of(include, exclude, follow_links)
+        given = check_document_metadata(metadata, "metadata")
+        if on_progress is not None and not callable(on_progress):
+            raise InvalidInputError(f"on_progress must be a function, not {type(on_progress).__name__}")
+        folders: builtins.list[Folder] = []
+        found = candidates(source, rules, folders)
+        first = next(found, None)  # says what is wrong with the source before anything is made for it
+        chunks = self._made(name)
+        setup = self._setup(chunks, chunker, parsers, limits, given, workers)
+        total = _total(source, rules) if on_progress is not None else None
+        ingestion = Ingestion(self._engine, self._tables, chunks, name, setup, on_progress, total)
+        everything = found if first is None else _chained(first, found)
+        return ingestion.run(everything, folders)
+
+    def _setup(
+        self,
+        chunks: Collection,
+        chunker: Any,
+        parsers: Any,
+        limits: Any,
+        metadata: Mapping[str, Any],
+        workers: Any,
+    ) -> Setup:
+        embedder = chunks.embedder
+        if embedder is None:
+            raise InvalidInputError(f"collection {chunks.name} has no embedder, so no documents can be put into it")
+        count = embedder.count_tokens if isinstance(embedder, TokenCounter) else _words
+        if not isinstance(parsers, Iterable) or isinstance(parsers, str):
+            raise InvalidInputError(f"parsers must be a list of parsers, not {type(parsers).__name__}")
+        own = tuple(parsers)
+        for position, one in enumerate(own):
+            if not (hasattr(one, "media_types") and callable(getattr(one, "parse", None))):
+                raise InvalidInputError(
+                    f"parsers[{position}] must have media_types and parse(), not be {type(one).__name__}"
+                )
+        if limits is not None and not isinstance(limits, ParseLimits):
+            raise InvalidInputError(f"limits must be ParseLimits or None, not {type(limits).__name__}")
+        if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
+            raise InvalidInputError("workers must be an int of 1 or more, or None")
+        if chunker is None:
+            size = max(16, min(embedder.max_tokens, _CHUNK_TOKENS) - LEAD_TOKENS)
+            chunker = StructureChunker(chunk_tokens=size, overlap_tokens=size // _OVERLAP, count_tokens=count)
+        elif not isinstance(chunker, Chunker):
+            raise InvalidInputError(f"chunker must have chunk(document), not be {type(chunker).__name__}")
+        return Setup(
+            embedder=embedder,
+            count_tokens=lambda texts: [int(one) for one in count(texts)],
+            chunker=chunker,
+            parsers=own,
+            limits=ParseLimits() if limits is None else limits,
+            metadata=metadata,
+            workers=default_workers() if workers is None else workers,
+        )
+
+    # --- what there is ------------------------------------------------------------------------------------------------
+
+    def collections(self) -> builtins.list[str]:
+        """Return the names of all collections of documents, sorted."""
+        return [name.removeprefix(COLLECTION_PREFIX) for name in self._collections.names(COLLECTION_PREFIX)]
+
+    def list(
+        self, *, collection: str = "documents", filter: Filter | None = None, limit: int | None = None
+    ) -> builtins.list[StoredDocument]:
+        """Return what is known of the documents of a collection, in the order of their sources; none if there is no such one.
+
+        Args:
+            collection: which.
+            filter: only documents that match; its paths are the attributes of `StoredDocument` and keys of their metadata, as in
+                ``field("media_type") == "application/pdf"`` or ``field("metadata", "year") >= 2020``.
+            limit: at most so many.
+
+        Raises:
+            InvalidInputError: an argument cannot be accepted.
+        """
+        name = self._checked(collection)
+        tables = self._existing
+        if tables is None:
+            return []
+        return [to_document(row) for row in tables.scan(name, filter, order_by=["source", "id"], limit=limit)]
+
+    def get(self, document_id: str, *, collection: str = "documents") -> StoredDocument | None:
+        """Return what is known of a document, or None."""
+        row = self._row(document_id, collection)
+        return None if row is None else to_document(row)
+
+    def text(self, document_id: str, start: int = 0, end: int | None = None, *, collection: str = "documents") -> str:
+        """Return the text of a document, or a stretch of it: what passages and citations are spans of.
+
+        Args:
+            document_id: which.
+            start: from which character on.
+            end: up to which; None: to its end.
+            collection: where it is.
+
+        Raises:
+            NotFoundError: there is no such document.
+            InvalidInputError: the stretch does not lie in the text.
+        """
+        for name, value in (("start", start), ("end", end)):
+            if (value is not None or name == "start") and (type(value) is not int or value < 0):
+                raise InvalidInputError(f"{name} must be an int of 0 or more, not {type(value).__name__}")
+        with self._engine.snapshot():
+            row = self._row(document_id, collection)
+            if row is None:
+                raise NotFoundError(f"collection {collection} has no document of that id")
+            last = row["chars"] if end is None else end
+            if not start <= last <= row["chars"]:
+                raise InvalidInputError(f"start and end must lie in the text of {row['chars']:,} characters, in order")
+            found = self._tables.spans(collection, [(document_id, row["revision"], start, last)])[0]
+        assert found is not None
+        return found
+
+    def _row(self, document_id: object, collection: object) -> Row | None:
+        if not isinstance(document_id, str):
+            raise InvalidInputError(f"document_id must be a str, not {type(document_id).__name__}")
+        name = self._checked(collection)
+        tables = self._existing
+        return None if tables is None else tables.rows(name, [document_id])[0]
+
+    # --- deleting -----------------------------------------------------------------------------------------------------
+
+    def delete(
+        self,
+        document_ids: str | Iterable[str] | None = None,
+        *,
+        filter: Filter | None = None,
+        collection: str = "documents",
+    ) -> int:
+        """Delete documents with their texts and chunks, in one transaction; return how many there were.
+
+        Args:
+            document_ids: one id or several; those that do not exist are passed over.
+            filter: in the place of ids: as in `list`.
+            collection: where they are.
+
+        Raises:
+            InvalidInputError: both or neither are given.
+        """
+        name = self._checked(collection)
+        ids = _ids(document_ids, filter)
+        tables = self._existing
+        if tables is None:
+            return 0
+
+        def work() -> int:
+            rows = self._doomed(tables, name, ids, filter)
+            if rows:
+                chunks = self._require(name)
+                gone = builtins.list(chunk_ids(rows))
+                if gone:
+                    chunks.delete(gone)
+                tables.remove(name, rows)
+            return len(rows)
+
+        return self._engine.transact(work)
+
+    def erase(
+        self,
+        document_ids: str | Iterable[str] | None = None,
+        *,
+        filter: Filter | None = None,
+        collection: str = "documents",
+    ) -> ErasureReceipt:
+        """Delete documents so that no file of the database holds them: no text, chunk, vector, term, index, old version or log.
+
+        Takes what `delete` takes.
+
+        Returns:
+            The receipt of the documents themselves. Outside a transaction it is ``complete``, unless a reader still has an older
+            state of the database pinned; ``db.erasure(receipt.id)`` tells how it stands.
+
+        Raises:
+            InvalidInputError: both or neither are given.
+            NotFoundError: nothing was ever ingested.
+        """
+        name = self._checked(collection)
+        ids = _ids(document_ids, filter)
+        tables = self._existing
+        if tables is None:
+            raise NotFoundError("this database holds no documents")
+        with self._engine.transaction():
+            rows = self._doomed(tables, name, ids, filter)
+            gone = builtins.list(chunk_ids(rows))
+            if gone:
+                self._require(name).erase(gone)
+            tables.texts.erase_many([key for row in rows for key in part_keys(name, row["id"], row["chars"])])
+            receipt = tables.documents.erase_many([(name, row["id"]) for row in rows])
+        self._engine.settle_erasures()
+        return self._engine.erasure(receipt.id) or receipt
+
+    def drop(self, collection: str) -> bool:
+        """Delete a collection with all its documents; whether there was one. Open snapshots keep what they see."""
+        name = self._checked(collection)
+
+        def work() -> bool:
+            tables = self._existing
+            if tables is not None:
+                tables.remove(name, builtins.list(tables.scan(name, columns=["id", "chars"])))
+            return self._collections.drop(COLLECTION_PREFIX + name)
+
+        self._handles.pop(name, None)
+        return self._engine.transact(work)
+
+    def _doomed(
+        self, tables: DocumentTables, name: str, ids: Sequence[str] | None, condition: Filter | None
+    ) -> builtins.list[Row]:
+        columns = ["id", "chars", "chunks"]
+        if ids is None:
+            return builtins.list(tables.scan(name, condition, columns=columns))
+        return [row for row in tables.rows(name, ids) if row is not None]
+
+    # --- searching ----------------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        collection: str = "documents",
+        filter: Filter | None = None,
+        mode: Mode = "hybrid",
+        fusion: Fusion = "normalized",
+        weights: Mapping[str, float] | None = None,
+        late_interaction: bool = False,
+        rerank: Any = None,
+        expand: Expand | None = None,
+        deduplicate: bool = True,
+        per_source: int | None = None,
+        expand_neighbors: int = 0,
+        parents: bool = True,
+        min_score: float | None = None,
+        explain: bool = False,
+    ) -> builtins.list[Passage]:
+        """Return the K best passages, best first; fewer where fewer match. What was ingested before is found.
+
+        Args:
+            query: in words.
+            k: at least 1.
+            collection: where to look; one that does not exist has no passages.
+            filter: only passages that match; see the class.
+            mode: ``"vector"``: nearest in meaning; ``"text"``: best matching words (BM25); ``"hybrid"``: both, fused.
+            fusion: of ``"hybrid"``: scores ``"normalized"`` for each query, or ranks (``"rrf"``).
+            weights: of the signals ``"vector"`` and ``"text"``.
+            late_interaction: let the tokens of the query and of the best 50 passages be compared as well. The embedder reads
+                these then: it takes as long as ingesting them.
+            rerank: a `Reranker`, a sentence-transformers ``CrossEncoder``, or a function of the query and texts that returns a
+                score for each. It sees the best 50, each behind its title and headings.
+            expand: a function from the query to other ways to ask it; what these find counts half.
+            deduplicate: leave out passages that say nearly the same as a better one, in the same words.
+            per_source: at most so many passages of one document.
+            expand_neighbors: return each passage with so many chunks before and after it.
+            parents: return the larger stretch that a chunk was cut from, where the chunker names one, once.
+            min_score: only passages that reach it.
+            explain: let ``Passage.signals`` hold more of what each step said.
+
+        Raises:
+            InvalidInputError: an argument cannot be accepted; the message names it.
+        """
+        options: PassageOptions = {
+            "filter": filter,
+            "mode": mode,
+            "fusion": fusion,
+            "weights": weights,
+            "late_interaction": late_interaction,
+            "rerank": rerank,
+            "expand": expand,
+            "deduplicate": deduplicate,
+            "per_source": per_source,
+            "expand_neighbors": expand_neighbors,
+            "parents": parents,
+            "min_score": min_score,
+            "explain": explain,
+        }
+        request = PassageRequest.of(query, k, options)
+        finder = self._finder(self._checked(collection))
+        return [] if finder is None else finder.search(request)
+
+    def context(
+        self,
+        query: str,
+        *,
+        token_budget: int,
+        format: ContextFormat = "markdown",  # noqa: A002 - the field's word
+        tokenizer: Any = None,
+        order: ContextOrder = "relevance",
+        k: int | None = None,
+        collection: str = "documents",
+        **options: Unpack[PassageOptions],
+    ) -> Context:
+        """Return the best passages as text for a prompt: numbered, within a budget of tokens, with what was left out and why.
+
+        Passages of one document that touch are put together. Where not even the best one fits, it is shortened.
+
+        Args:
+            query: in words.
+            token_budget: how many tokens the text has at most, or the contents of all messages.
+            format: ``"markdown"``; ``"xml"``, in which the content of documents cannot pretend to be anything else; or
+                ``"messages"``: a system message with the sources and a user message with the query.
+            tokenizer: counts the tokens: a function of a text, something with ``count_tokens(texts)``, or a tokenizer with
+                ``encode(text)`` (transformers, tokenizers, tiktoken). None: the embedder's.
+            order: ``"relevance"``: the best first; ``"document"``: all of a document together, from its beginning.
+            k: how many passages to choose from; None: as many as might fit.
+            collection: where to look.
+            options: as in `search`.
+
+        Raises:
+            InvalidInputError: an argument cannot be accepted, or the budget has no room for the query and its instructions.
+        """
+        name = self._checked(collection)
+        packing = Packing.of(query, token_budget, format, order, tokenizer, lambda: self._embedder_of(name))
+        request = PassageRequest.of(query, min(64, max(8, token_budget // 50)) if k is None else k, options)
+        finder = self._finder(name)
+        if finder is None:
+            return pack([], [], packing, lambda _: [])
+
+        def work() -> Context:
+            found = finder.find(request)
+            wide = finder.widened(found, request)
+            return pack(wide, found.omitted, packing, finder.texts)
+
+        return finder.consistently(work)
+
+    def answer(
+        self,
+        query: str,
+        llm: LanguageModel | Callable[[str], str] | Any,
+        *,
+        token_budget: int = _CONTEXT_TOKENS,
+        instructions: str | None = None,
+        format: ContextFormat = "xml",  # noqa: A002 - the field's word
+        **options: Unpack[ContextOptions],
+    ) -> Answer:
+        """Return what a language model answers from the context of a query, and which of its citations it named.
+
+        Args:
+            query: the question.
+            llm: a `LanguageModel`, a LangChain Runnable, a LlamaIndex LLM, or a function from a prompt to a text.
+            token_budget: of the context; instructions and question come on top.
+            instructions: in the place of ours, which ask for answers from the sources alone, with their numbers in brackets.
+            format: of the context.
+            options: as in `context`.
+
+        Raises:
+            InvalidInputError: an argument cannot be accepted.
+        """
+        model = as_language_model(llm)
+        if instructions is not None and not isinstance(instructions, str):
+            raise InvalidInputError(f"instructions must be a str or None, not {type(instructions).__name__}")
+        if format == "messages":
+            raise InvalidInputError(
+                "format must be 'markdown' or 'xml' for an answer: a LanguageModel takes one prompt"
+            )
+        context = self.context(query, token_budget=token_budget, format=format, **options)
+        return answer_from(context, query, model, instructions)
+
+    # --- where it is --------------------------------------------------------------------------------------------------
+
+    def _checked(self, name: object) -> str:
+        self._engine._check()
+        if not isinstance(name, str) or not _NAME.match(name):
+            raise InvalidInputError(
+                "a collection of documents must have a name of 1 to 37 letters, digits, '_', '-' and '.', beginning with a letter"
+            )
+        return name
+
+    @property
+    def _tables(self) -> DocumentTables:
+        if self._opened is not None:
+            return self._opened
+        tables = DocumentTables.of(self._engine)
+        if not self._engine.in_transaction:
+            self._opened = tables  # otherwise they may go with the transaction
+        return tables
+
+    @property
+    def _existing(self) -> DocumentTables | None:
+        """The tables; None if nothing was ever ingested: looking for something creates nothing."""
+        if self._opened is not None or DocumentTables.exist(self._engine):
+            return self._tables
+        return None
+
+    def _made(self, name: str) -> Collection:
+        """Return the collection of chunks, made if there is none."""
+        full = COLLECTION_PREFIX + name
+        if not self._collections.has(full):
+            return self._collections.open(
+                full, dimension=None, metric=None, embedder=None, vectors=None, schema=_SCHEMA
+            )
+        return self._require(name)
+
+    def _require(self, name: str) -> Collection:
+        """Return the collection of chunks.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        found = self._handle(name)
+        if found is None:
+            raise NotFoundError(f"there is no collection of documents {name!r}")
+        return found
+
+    def _handle(self, name: str) -> Collection | None:
+        handle = self._handles.get(name)
+        if handle is not None:
+            try:
+                handle._store.read()
+                return handle
+            except NotFoundError:  # dropped; perhaps there is a new one
+                self._handles.pop(name, None)
+        full = COLLECTION_PREFIX + name
+        if not self._collections.has(full):
+            return None
+        handle = self._collections.open(full, dimension=None, metric=None, embedder=None, vectors=None, schema=None)
+        if not self._engine.in_transaction:
+            self._handles[name] = handle
+        return handle
+
+    def _finder(self, name: str) -> PassageFinder | None:
+        tables, handle = self._existing, self._handle(name)
+        if tables is None or handle is None:
+            return None
+        return PassageFinder(self._engine, tables, handle, name)
+
+    def _embedder_of(self, name: str) -> Embedder:
+        handle = self._handle(name)
+        embedder = None if handle is None else handle.embedder
+        return self._find_embedder() if embedder is None else embedder
+
+
+def _ids(given: object, condition: Filter | None) -> builtins.list[str] | None:
+    if (given is None) == (condition is None):
+        raise InvalidInputError("give either ids of documents or a filter")
+    if given is None:
+        return None
+    found = [given] if isinstance(given, str) else builtins.list(given) if isinstance(given, Iterable) else None
+    if found is None or not all(isinstance(one, str) for one in found):
+        raise InvalidInputError("document_ids must be an id (str) or several")
+    return builtins.list(dict.fromkeys(found))
+
+
+def _words(texts: Sequence[str]) -> builtins.list[int]:
+    """Return about how many tokens texts have, where the embedder does not tell."""
+    return [len(re.findall(r"\w{1,6}|[^\w\s]", text)) for text in texts]
+
+
+def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def _total(source: Any, rules: FolderRules) -> int | None:
+    """Return how many documents a source has, if that can be told without using it up."""
+    if isinstance(source, Document | bytes | bytearray | memoryview):
+        return 1
+    path = path_of(source) if isinstance(source, str) else source
+    if path is None:
+        return 1
+    if hasattr(path, "__fspath__"):
+        return sum(isinstance(one, Candidate) for one in candidates(path, rules, []))
+    return None

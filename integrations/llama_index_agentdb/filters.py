@@ -46,7 +46,7 @@ _FLOAT_MAX = 1.7976931348623157e308
 _INT_MAX = 2**1024 - 2**970 - 1
 """No greater number can be stored: it would round to infinity."""
 _SHORT = 64
-_PARTS_OF = 128
+_PARTS_OF = 256
 """A text of n characters has up to n * (n + 1) / 2 parts."""
 _MAX_DEPTH = 60
 
@@ -279,7 +279,7 @@ def _ordering(op: _Order) -> Callable[[str, Any], Filter]:
 
 def _number_ordered(key: str, op: _Order, value: float) -> Filter:
     """Return: a number, or a boolean as 0 or 1, in relation ``op`` to a number."""
-    if math.isnan(value):
+    if isinstance(value, float) and math.isnan(value):
         return _NEVER
     path = _path(key)
     parts: list[Filter] = [path == one for one in (False, True) if _RELATIONS[op](one, value)]

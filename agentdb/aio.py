@@ -433,6 +433,7 @@ class AsyncAgentMemories(_Twin[AgentMemories]):
     restore = _writes(AgentMemories.restore)
     erase = _writes(AgentMemories.erase)
     maintain = _embeds(AgentMemories.maintain)
+    upkeep_report = _reads(AgentMemories.upkeep_report)
     export_jsonl = _reads(AgentMemories.export_jsonl)
     import_jsonl = _writes(AgentMemories.import_jsonl)
 

@@ -142,6 +142,7 @@ class Database(Engine):
     def close(self) -> None:
         """Close this handle; see `Engine.close`. An embedder that was passed to `open` stays open."""
         self._collections.rest()
+        self.memories._rest()
         super().close()
         self._collections.let_go()
         with self._embedder_mutex:

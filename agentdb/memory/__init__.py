@@ -9,11 +9,16 @@
 ``resident``     one agent's memories in memory, followed from commit to commit
 ``embedding``    which memories get vectors, and when
 ``encoding``     how a memory is read by an embedder, in its context
-``upkeep``       how upkeep runs, on demand
+``upkeep``       how upkeep runs, on demand and in the background
 ``maintenance``  which memories upkeep moves, merges, closes, archives
+``compression``  which old episodes become one summary
+``summaries``    summaries without a language model
+``similarity``   which memories are near which, in batches
 ``erasure``      erase
 ``transfer``     export and import
 ``policies``     importance, decay, retention, sameness, contradiction: pure functions
+``ports``        what plugs in: summariser, extractor, scorer, judge
+``plugins``      language models as plug-ins, and the guard around them
 ``sessions``     what is known of a session without a look at its memories
 ``rows``         rows as callers and rules see them
 ``core``         tables, clock and rules, which all of these share
@@ -24,31 +29,36 @@
 from agentdb.memory.maintenance import MaintenanceReport, MemoryChange
 from agentdb.memory.policies import (
     ActrDecay,
+    CompressionRule,
     ContradictionRule,
     Decay,
     DuplicateRule,
     ExponentialDecay,
     HeuristicImportance,
-    ImportanceScorer,
     MemoryPolicies,
     RetentionRule,
-    Statement,
     Use,
     WeibullDecay,
 )
+from agentdb.memory.ports import ContradictionJudge, FactExtractor, ImportanceScorer, Statement, Summariser
 from agentdb.memory.recall import ContextOptions, RecallOptions
 from agentdb.memory.records import Memory, MemoryEvent, MemoryTrace, MemoryWrite, Occurrence
 from agentdb.memory.signals import MemoryContext, Recalled, RecallWeights
 from agentdb.memory.store import AgentMemories
+from agentdb.memory.summaries import ExtractiveSummariser
 
 __all__ = [
     "ActrDecay",
     "AgentMemories",
+    "CompressionRule",
     "ContextOptions",
+    "ContradictionJudge",
     "ContradictionRule",
     "Decay",
     "DuplicateRule",
     "ExponentialDecay",
+    "ExtractiveSummariser",
+    "FactExtractor",
     "HeuristicImportance",
     "ImportanceScorer",
     "MaintenanceReport",
@@ -65,6 +75,7 @@ __all__ = [
     "Recalled",
     "RetentionRule",
     "Statement",
+    "Summariser",
     "Use",
     "WeibullDecay",
 ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentdb.errors import NotFoundError
 from agentdb.filters import In
+from agentdb.memory.plugins import Guard
 from agentdb.memory.policies import MemoryPolicies
 from agentdb.memory.records import Memory, Occurrence, check_interval
 from agentdb.memory.resident import AgentCache
@@ -33,11 +34,13 @@ class MemoryCore:
     Attributes:
         engine: the database.
         policies: the rules in use.
+        guard: calls plug-ins.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.policies = MemoryPolicies()
+        self.guard = Guard()
         self._opened: MemoryTables | None = None
         self._cache: AgentCache | None = None
 

@@ -12,6 +12,7 @@ from agentdb.errors import MissingDependencyError
 from agentdb.filters import And, Compare
 from agentdb.memory.core import MemoryCore
 from agentdb.memory.encoding import CONTEXT_MEMORIES, Encoded, Encoder, QueryVectors, Reading
+from agentdb.memory.resident import AgentRows
 from agentdb.memory.rows import scope_filters, scope_of, spoken, tokens_of
 from agentdb.memory.sessions import head_key, heads_of
 from agentdb.types import Row
@@ -37,13 +38,11 @@ class MemoryEmbedding:
         self._core = core
         self._find_embedder = find_embedder
         self._encoder: Encoder | None = None
-
-    @property
-    def is_in_use(self) -> bool:
-        """Whether this process has embedded anything for memories, so that nothing needs to be loaded for it."""
-        return self._encoder is not None
+        self.was_asked = False
+        """Whether an embedder was looked for: upkeep in the background loads none in a process that did not need one."""
 
     def _require(self) -> Encoder:
+        self.was_asked = True
         if self._encoder is None:
             self._encoder = Encoder(self._find_embedder())
         return self._encoder
@@ -130,11 +129,11 @@ class MemoryEmbedding:
                 tail.append(spoken(row))
         return found
 
-    def embed_waiting(self, agent_id: str, limit: int, *, is_strict: bool = False) -> int:
+    def embed_waiting(self, rows: AgentRows, limit: int, *, is_strict: bool = False) -> int:
         """Embed memories of an agent that have no vector of the embedder, oldest first; return how many.
 
         Args:
-            agent_id: whose.
+            rows: the agent's, of the embedder.
             limit: at most so many.
             is_strict: raise what the embedder raises.
 
@@ -142,7 +141,6 @@ class MemoryEmbedding:
             MissingDependencyError: no embedder is installed.
         """
         memories = self._core.tables.memories
-        rows = self._core.resident.agent(agent_id, *self.space())
         with self._core.view(), rows.lock:
             if not rows.advance():
                 return 0

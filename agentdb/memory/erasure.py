@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 
-from agentdb.filters import And, Compare, In
+from agentdb.filters import And, Compare, Contains, Filter, In
+from agentdb.memory.compression import compressed_into
 from agentdb.memory.core import MemoryCore
 from agentdb.memory.encoding import CONTEXT_MEMORIES
 from agentdb.memory.rows import check_ids, scope_filters, scope_of
@@ -21,12 +22,21 @@ class Eraser:
     def __init__(self, core: MemoryCore) -> None:
         self._core = core
 
-    def erase(self, memory_ids: str | Iterable[str]) -> ErasureReceipt:
-        """See `AgentMemories.erase`."""
+    def erase(self, memory_ids: str | Iterable[str], *, with_derived: bool = True) -> ErasureReceipt:
+        """See `AgentMemories.erase`.
+
+        Args:
+            memory_ids: which.
+            with_derived: also what was derived from them; False: it stays when they are purged.
+        """
         core, tables = self._core, self._core.tables
         ids = check_ids(memory_ids)
         with nullcontext() if core.is_inside else core.engine.transaction():
             rows = [row for row in tables.memories.get_many(ids) if row is not None]
+            if with_derived:
+                derived = self._derived(ids, rows)
+                self._bring_back(derived, {*ids, *(row["id"] for row in derived)})
+                rows += derived
             found = [row["id"] for row in rows]
             heads = heads_of(tables.heads, [scope_of(row) for row in rows])
             for head in heads.values():
@@ -50,6 +60,34 @@ class Eraser:
         core.engine.settle_erasures()
         settled = core.engine.erasure(receipt.id)
         return receipt if settled is None else settled
+
+    def _derived(self, ids: Sequence[str], rows: Sequence[Row]) -> list[Row]:
+        """Return summaries and facts that hold what is erased, and what was derived from those."""
+        known, wanted = {row["id"]: row for row in rows}, set(ids)
+        found: list[Row] = []
+        while wanted:
+            owners = {known[one]["agent_id"] for one in wanted if one in known}
+            parts: list[Filter] = [In(("origin",), ("summary", "fact"))]
+            if all(one in known for one in wanted):
+                parts.append(In(("agent_id",), tuple(owners)))  # one that was purged may have been anybody's
+            parts.append(Contains(("sources",), tuple(sorted(wanted))))
+            new = [row for row in self._core.tables.memories.scan(And(*parts)) if row["id"] not in known]
+            known.update((row["id"], row) for row in new)
+            found += new
+            wanted = {row["id"] for row in new}
+        return found
+
+    def _bring_back(self, derived: Sequence[Row], erased: set[str]) -> None:
+        """Take what a summary stood for out of the archive: the summary goes for the sake of another of its sources."""
+        summary = {one: row["id"] for row in derived if row["origin"] == "summary" for one in row["sources"]}
+        rest = tuple(one for one in summary if one not in erased)
+        last: dict[str, Row] = {}
+        for event in self._core.tables.events.scan(In(("memory_id",), rest)) if rest else ():
+            if event["number"] > last.get(event["memory_id"], {"number": 0})["number"]:
+                last[event["memory_id"]] = event
+        there = {row["id"] for row in self._core.tables.memories.get_many(rest) if row is not None}
+        back = [one for one, its in last.items() if one in there and its["reason"] == compressed_into(summary[one])]
+        self._core.change(back, {"status": "active"}, "restored", "the summary that stood for it is erased")
 
     def _followers(self, rows: Sequence[Row]) -> Sequence[str]:
         """Return the memories whose vectors have seen one of these as their context."""

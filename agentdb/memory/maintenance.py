@@ -1,7 +1,7 @@
 """Upkeep of memories: which move to long-term memory, are merged, closed or archived, and why.
 
 One step looks at a bounded number of memories of one agent and commits all its changes at once, so it can be killed between any two
-lines and begun again: a memory that was dealt with is not looked at again. Without a language model; nothing is rewritten.
+lines and begun again: a memory that was dealt with is not looked at again. Pure: what is to be written is a `Plan`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,31 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from agentdb.memory.policies import MemoryPolicies, Statement, Use
+from agentdb.memory.policies import MemoryPolicies, Use
+from agentdb.memory.ports import Statement
 from agentdb.memory.resident import AgentRows
+from agentdb.memory.rows import statement_of
+from agentdb.memory.similarity import nearest_before
 from agentdb.types import Row
 
-__all__ = ["MaintenanceReport", "MemoryChange", "Plan", "activations", "plan_consolidation", "plan_forgetting"]
+__all__ = [
+    "STEP_ROWS",
+    "Compared",
+    "MaintenanceReport",
+    "MemoryChange",
+    "Plan",
+    "activations",
+    "compare_settled",
+    "plan_consolidation",
+    "plan_forgetting",
+]
 
 STEP_ROWS = 128
 """Memories that one step consolidates."""
 NEIGHBOURS = 16
 """Memories of its scope that each of them is compared with: the nearest in meaning."""
 
-Action = Literal["moved", "merged", "closed", "archived", "purged"]
+Action = Literal["moved", "merged", "closed", "derived", "compressed", "archived", "purged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +48,8 @@ class MemoryChange:
     Attributes:
         memory_id: which.
         action: ``"moved"`` to long-term memory, ``"merged"`` into another (and archived), ``"closed"``: its validity ended,
-            ``"archived"`` or ``"purged"``.
+            ``"derived"``: new, a summary or a fact, ``"compressed"`` into a summary (and archived), ``"archived"`` or
+            ``"purged"``.
         reason: why, in words; names the other memory where there is one.
     """
 
@@ -51,10 +65,12 @@ class MaintenanceReport:
     Attributes:
         changes: every memory that was touched, and why.
         is_complete: whether all is done; False: the limit was reached, and another run goes on from there.
+        notes: what did not go as it should, such as a plug-in that failed and whose place a rule took.
     """
 
     changes: tuple[MemoryChange, ...] = ()
     is_complete: bool = True
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -69,6 +85,11 @@ class Plan:
 
     seen: dict[str, Row] = field(default_factory=dict)
     """The memories that were compared, as they stood: if one of them has changed since, the plan is void."""
+
+    derived: list[Row] = field(default_factory=list)
+    """New memories."""
+    uses: dict[str, Row | None] = field(default_factory=dict)
+    """How memories had been used that are to go for lack of use: if one was used since, the plan is void."""
 
     def change(self, memory_id: str, action: Action, reason: str, **columns: object) -> None:
         """Add a change, and the columns that it is made of."""
@@ -112,27 +133,36 @@ def plan_forgetting(
     plan = Plan()
     if not len(slots):
         return plan, True
-    activation = activations(rows, slots, uses_of([rows.ids[i] for i in slots.tolist()]), policies, now)
+    uses = uses_of([rows.ids[i] for i in slots.tolist()])
+    activation = activations(rows, slots, uses, policies, now)
     importance = rows.importance[slots]
     doomed = np.flatnonzero(policies.retention.archives(activation, importance))
     left = policies.retention.retention(activation, importance)
     for i in doomed[np.argsort(left[doomed], kind="stable")][:limit].tolist():
         reason = f"retention {left[i]:.2f} is below {policies.retention.archive_below:.2f}"
         plan.change(rows.ids[slots[i]], "archived", reason, status="archived")
+        plan.uses[rows.ids[slots[i]]] = uses[i]
     return plan, len(doomed) <= limit
 
 
-def plan_consolidation(
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A settled memory, and the older ones of its walls that are near it in meaning, nearest first."""
+
+    row: Row
+    older: Sequence[tuple[Row, float]]
+
+
+def compare_settled(
     rows: AgentRows,
     read: Callable[[list[str]], Sequence[Row | None]],
     policies: MemoryPolicies,
     now: datetime,
     limit: int,
-) -> tuple[Plan, bool]:
-    """Return what settled short-term memories become, oldest first, and whether that is all of them.
+) -> tuple[list[Compared], bool]:
+    """Return short-term memories that have settled, oldest first, beside what they are to be compared with; whether that is all.
 
-    Each moves to long-term memory, unless it says the same as an older one there: then that one gets it as a source, and it is
-    archived. What it overtakes ends when it begins. Only memories of the same user and namespace are compared.
+    Only memories of the same user and namespace are compared.
     """
     settled = (now.timestamp() - policies.consolidate_after_s) * 1e6
     active = rows.live & (rows.number("status") == rows.code("status", "active"))
@@ -141,48 +171,74 @@ def plan_consolidation(
     chosen &= rows.number("recorded_at") <= settled
     chosen &= rows.number("retracted_at") == np.iinfo(np.int64).max
     slots = np.flatnonzero(chosen)
-    slots = slots[np.lexsort((rows.number("ordinal")[slots], rows.number("recorded_at")[slots]))]
-    plan, mine = Plan(), slots[:limit]
+    if not len(slots):
+        return [], True
+    order = np.lexsort((rows.number("ordinal"), rows.number("recorded_at")))
+    age = np.empty(rows.size, np.int64)
+    age[order] = np.arange(rows.size)
+    mine = slots[np.argsort(age[slots])][:limit]
+    others = np.flatnonzero(active & rows.embedded & (rows.number("tier") != rows.code("tier", "working")))
     least = min(policies.duplicate.cosine, policies.contradiction.cosine)
-    merged: set[int] = set()
+    near: dict[int, list[tuple[int, float]]] = {}
+    for scope in np.unique(rows.number("scope")[mine]).tolist():
+        own, its = (some[rows.number("scope")[some] == scope] for some in (mine, others))
+        found = nearest_before(rows.vectors(own), rows.vectors(its), age[its] < age[own][:, None], NEIGHBOURS, least)
+        for slot, best in zip(own.tolist(), found, strict=True):
+            near[slot] = [(int(its[at]), cosine) for at, cosine in best]
+    needed = list(dict.fromkeys(slot for slot in mine.tolist() for slot in (slot, *(one for one, _ in near[slot]))))
+    known = dict(zip(needed, read([rows.ids[slot] for slot in needed]), strict=True))
+    compared = []
     for slot in mine.tolist():
-        memory_id = rows.ids[slot]
-        older = _older_neighbours(rows, active, slot, merged, least)
-        found = read([memory_id, *(rows.ids[one] for one, _ in older)])
-        row = found[0]
-        if row is None:
-            continue
-        plan.seen.update((it["id"], it) for it in found if it is not None)
-        others = [(it, cosine) for it, (_, cosine) in zip(found[1:], older, strict=True) if it is not None]
-        if _consolidate(plan, row, others, policies):
-            merged.add(slot)
+        row = known[slot]
+        if row is not None:
+            older = [(it, cosine) for one, cosine in near[slot] if (it := known[one]) is not None]
+            compared.append(Compared(row, older))
+    return compared, len(slots) <= limit
+
+
+def plan_consolidation(
+    compared: Sequence[Compared],
+    policies: MemoryPolicies,
+    supersedes: Callable[[Statement, Statement, float], str | None],
+) -> Plan:
+    """Return what settled memories become.
+
+    Each moves to long-term memory, unless it says the same as an older one there: then that one gets it as a source, and it is
+    archived. What it overtakes ends when it begins.
+
+    Args:
+        compared: oldest first.
+        policies: the rules.
+        supersedes: the judge of contradictions.
+    """
+    plan = Plan()
+    merged: set[str] = set()
+    for one in compared:
+        older = [(row, cosine) for row, cosine in one.older if row["id"] not in merged]
+        plan.seen.update((row["id"], row) for row in (one.row, *(row for row, _ in older)))
+        if _consolidate(plan, one.row, older, policies, supersedes):
+            merged.add(one.row["id"])
         else:
-            memory_type = row["memory_type"] or "episodic"
-            plan.change(memory_id, "moved", "settled in short-term memory", tier="long_term", memory_type=memory_type)
-    return plan, len(slots) <= limit
+            memory_type = one.row["memory_type"] or "episodic"
+            plan.change(
+                one.row["id"], "moved", "settled in short-term memory", tier="long_term", memory_type=memory_type
+            )
+    return plan
 
 
-def _older_neighbours(
-    rows: AgentRows, active: npt.NDArray[np.bool_], slot: int, merged: set[int], least: float
-) -> list[tuple[int, float]]:
-    """Return the nearest memories of the same walls that were recorded before, with their cosines, nearest first: those that a rule may say something about."""
-    recorded, ordinal = rows.number("recorded_at"), rows.number("ordinal")
-    before = (recorded < recorded[slot]) | ((recorded == recorded[slot]) & (ordinal < ordinal[slot]))
-    same = active & rows.embedded & before & (rows.number("scope") == rows.number("scope")[slot])
-    same &= rows.number("tier") != rows.code("tier", "working")
-    others = np.setdiff1d(np.flatnonzero(same), list(merged))
-    cosines = rows.vectors(others) @ rows.vectors(np.array([slot]))[0]
-    best = np.argsort(-cosines, kind="stable")[:NEIGHBOURS]
-    return [(int(others[i]), float(cosines[i])) for i in best.tolist() if cosines[i] >= least]
-
-
-def _consolidate(plan: Plan, row: Row, older: Sequence[tuple[Row, float]], policies: MemoryPolicies) -> bool:
+def _consolidate(
+    plan: Plan,
+    row: Row,
+    older: Sequence[tuple[Row, float]],
+    policies: MemoryPolicies,
+    supersedes: Callable[[Statement, Statement, float], str | None],
+) -> bool:
     """Compare a memory with older ones; whether it is merged into one of them."""
-    mine = _statement(row)
+    mine = statement_of(row)
     for other, cosine in older:
         pending = plan.rows.get(other["id"], {})
-        reason = policies.contradiction.supersedes(mine, _statement(other), cosine)
-        if reason is None and policies.duplicate.is_duplicate(mine, _statement(other), cosine):
+        reason = supersedes(mine, statement_of(other), cosine)
+        if reason is None and policies.duplicate.is_duplicate(mine, statement_of(other), cosine):
             sources = list(pending.get("sources") or other["sources"] or [])
             plan.change(row["id"], "merged", f"says the same as {other['id']}", status="archived")
             plan.rows.setdefault(other["id"], {})["sources"] = [*sources, row["id"]]
@@ -195,7 +251,3 @@ def _consolidate(plan: Plan, row: Row, older: Sequence[tuple[Row, float]], polic
             if row["valid_from"] is None:
                 plan.rows.setdefault(row["id"], {})["valid_from"] = begins  # one interval ends where the other begins
     return False
-
-
-def _statement(row: Row) -> Statement:
-    return Statement(row["text"], row["role"], row["speaker"])

@@ -16,20 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from agentdb.errors import InvalidInputError
+from agentdb.memory.plugins import as_extractor, as_judge, as_scorer, as_summariser
+from agentdb.memory.ports import ContradictionJudge, FactExtractor, ImportanceScorer, Statement, Summariser
+from agentdb.memory.summaries import ExtractiveSummariser
 from agentdb.vectors.analysis import analyze
 
 __all__ = [
     "ActrDecay",
+    "CompressionRule",
     "ContradictionRule",
     "Decay",
     "DuplicateRule",
     "ExponentialDecay",
     "HeuristicImportance",
-    "ImportanceScorer",
     "MemoryPolicies",
     "MemoryType",
     "RetentionRule",
-    "Statement",
     "Use",
     "WeibullDecay",
 ]
@@ -221,30 +223,6 @@ class RetentionRule:
 
 # --- importance -------------------------------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """A memory as the rules see it.
-
-    Attributes:
-        text: what it says.
-        role: who says it in a chat: ``"user"``, ``"assistant"``, ...
-        speaker: by name.
-    """
-
-    text: str
-    role: str | None = None
-    speaker: str | None = None
-
-
-@runtime_checkable
-class ImportanceScorer(Protocol):
-    """Estimates what a memory is worth."""
-
-    def importance(self, statement: Statement) -> float:
-        """Return a number in [0, 1]; the same one for the same statement."""
-
-
 _FIRST_PERSON = re.compile(r"\b(?:i|my|mine|me|we|our|us|myself)\b", re.IGNORECASE)
 _PREFERENCE = re.compile(
     r"\b(?:prefer\w*|favou?rite|love[ds]?|like[ds]?|hate[ds]?|enjoy\w*|dislike[ds]?|allerg\w+|always|never|want\w*|need\w*|"
@@ -412,6 +390,42 @@ class ContradictionRule:
         return "said to have changed" if mine - theirs and theirs - mine else None
 
 
+# --- compression ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompressionRule:
+    """Which episodes become one summary: old, rarely used, unimportant, and about the same thing.
+
+    Attributes:
+        after_s: so long after its last use a memory is old.
+        most_uses: one that was used more often is needed as it is; writing it is its first use.
+        importance_below: one that is worth more is kept word for word.
+        cosine: how near in meaning the others must be to the oldest of a cluster.
+        least, most: memories of a cluster.
+
+    Source: the consolidation of similar episodes into a gist, as in Tulving, "Episodic and semantic memory", 1972, and the
+    summaries of older dialogue in Packer et al., "MemGPT", 2023; the numbers are not fitted.
+    """
+
+    after_s: float = 45 * _DAY_S
+    most_uses: int = 2
+    importance_below: float = 0.7
+    cosine: float = 0.45
+    least: int = 4
+    most: int = 24
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.after_s < math.inf, "CompressionRule.after_s must be finite and at least 0")
+        _require(type(self.most_uses) is int and self.most_uses >= 1, "CompressionRule.most_uses must be at least 1")
+        _require(self.importance_below >= 0, "CompressionRule.importance_below must be at least 0")
+        _require(-1 <= self.cosine <= 1, "CompressionRule.cosine must lie between -1 and 1")
+        _require(
+            type(self.least) is int and type(self.most) is int and 2 <= self.least <= self.most <= 100,
+            "CompressionRule.least and most must be whole numbers with 2 <= least <= most <= 100",
+        )
+
+
 # --- all together -----------------------------------------------------------------------------------------------------
 
 _HALF_LIVES: Mapping[MemoryType, float] = {
@@ -425,6 +439,9 @@ _HALF_LIVES: Mapping[MemoryType, float] = {
 class MemoryPolicies:
     """The rules by which memories are valued, fade and are compared. Each can be replaced by an object with the same methods.
 
+    For ``importance``, ``contradiction``, ``summariser`` and ``extractor`` a language model will do as well: whatever
+    `agentdb.as_language_model` takes.
+
     Attributes:
         decay: how memories fade.
         half_life_s: by type, how long half of an unused memory lasts: what happened fades first, skills last.
@@ -434,6 +451,11 @@ class MemoryPolicies:
         retention: what is archived and purged later.
         duplicate: what says the same.
         contradiction: what ends another's validity.
+        compression: which episodes become one summary; None: none do.
+        summariser: writes summaries.
+        extractor: tells what is known for good from memories that settle; what it says becomes semantic memories. None: nothing does.
+        plugin_timeout_s: how long a plug-in may take for one memory or summary before the library's own rule takes its place.
+        upkeep_every_s: how often upkeep looks at each agent in the background, by the database's clock; None: on demand only.
         consolidate_after_s: how old a short-term memory must be to be settled.
         working_items, working_tokens: how much working memory a session has; the oldest leave for short-term memory. A token
             is taken for four characters.
@@ -442,18 +464,36 @@ class MemoryPolicies:
     decay: Decay = field(default_factory=ExponentialDecay)
     half_life_s: Mapping[MemoryType, float] = field(default_factory=lambda: dict(_HALF_LIVES))
     short_term_half_life_s: float = 7 * _DAY_S
-    importance: ImportanceScorer = field(default_factory=HeuristicImportance)
+    importance: ImportanceScorer | Any = field(default_factory=HeuristicImportance)
     archive_importance_below: float = 0.0
     retention: RetentionRule = field(default_factory=RetentionRule)
     duplicate: DuplicateRule = field(default_factory=DuplicateRule)
-    contradiction: ContradictionRule = field(default_factory=ContradictionRule)
+    contradiction: ContradictionJudge | Any = field(default_factory=ContradictionRule)
+    compression: CompressionRule | None = field(default_factory=CompressionRule)
+    summariser: Summariser | Any = field(default_factory=ExtractiveSummariser)
+    extractor: FactExtractor | Any | None = None
+    plugin_timeout_s: float = 20.0
+    upkeep_every_s: float | None = 6 * 3_600.0
     consolidate_after_s: float = _DAY_S
     working_items: int = 40
     working_tokens: int = 4_000
 
     def __post_init__(self) -> None:
         _require(isinstance(self.decay, Decay), "MemoryPolicies.decay must have activation()")
-        _require(isinstance(self.importance, ImportanceScorer), "MemoryPolicies.importance must have importance()")
+        object.__setattr__(self, "importance", as_scorer(self.importance))
+        object.__setattr__(self, "contradiction", as_judge(self.contradiction))
+        object.__setattr__(self, "summariser", as_summariser(self.summariser))
+        if self.extractor is not None:
+            object.__setattr__(self, "extractor", as_extractor(self.extractor))
+        _require(
+            self.compression is None or isinstance(self.compression, CompressionRule),
+            "MemoryPolicies.compression must be a CompressionRule or None",
+        )
+        _require(_is_duration(self.plugin_timeout_s), "MemoryPolicies.plugin_timeout_s must be above 0")
+        _require(
+            self.upkeep_every_s is None or _is_duration(self.upkeep_every_s),
+            "MemoryPolicies.upkeep_every_s must be above 0, or None",
+        )
         _require(
             set(self.half_life_s) == set(_HALF_LIVES) and all(_is_duration(one) for one in self.half_life_s.values()),
             "MemoryPolicies.half_life_s must give each of episodic, semantic and procedural a time above 0",

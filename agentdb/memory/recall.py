@@ -143,7 +143,8 @@ class Recaller:
             return [[] for _ in queries]
         vectors = [self._embedding.query(one) for one in queries]
         if any(one is not None for one in vectors) and not self._core.is_inside and self._core.can_write:
-            self._embedding.embed_waiting(request.wanted.scope.agent_id, AT_RECALL)
+            rows = self._core.resident.agent(request.wanted.scope.agent_id, *self._embedding.space())
+            self._embedding.embed_waiting(rows, AT_RECALL)
         found = []
         with self._core.view():
             for query, its in zip(queries, vectors, strict=True):

@@ -18,6 +18,7 @@ __all__ = [
     "MemoryTrace",
     "MemoryWrite",
     "Occurrence",
+    "Origin",
     "Scope",
     "Tier",
     "check_importance",
@@ -30,6 +31,8 @@ Tier = Literal["working", "short_term", "long_term"]
 """Where a memory is on its way: at hand, kept for now, kept for good."""
 
 Status = Literal["active", "archived"]
+Origin = Literal["summary", "fact"]
+"""What upkeep derived: a summary of compressed episodes, or a fact that an extractor found."""
 
 MAX_CONTENT_CHARS = 1 << 20
 
@@ -68,7 +71,8 @@ class Memory:
         occurred_at: when it was said or happened.
         valid_from, valid_to: when it is true in the world, the end excluded; None: open.
         recorded_at, retracted_at: when the database learned it, and that it was wrong; None: it stands.
-        sources: the ids of what it was derived from.
+        origin: what upkeep derived it as: ``"summary"`` of its sources, or ``"fact"`` found in them; None: it was given.
+        sources: the ids of what it was derived from, or of what said the same and was merged into it.
         occurrences: every time that it was given, the first included, oldest first.
         uses: how often it was given and recalled.
         last_used_at: when it was last given or recalled.
@@ -93,6 +97,7 @@ class Memory:
     valid_to: datetime | None
     recorded_at: datetime
     retracted_at: datetime | None
+    origin: Origin | None
     sources: tuple[str, ...]
     occurrences: tuple[Occurrence, ...]
     uses: int

@@ -43,11 +43,14 @@ COLUMNS = (
     "valid_to",
     "recorded_at",
     "retracted_at",
+    "origin",
     "terms",
     "embedder",
     "vector",
     "tokens",
 )
+_FOR_RECALL = ("terms", "tokens")
+"""Most of the bytes of a memory, and of no use to upkeep."""
 NEVER, FOREVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 _K1, _B = 1.2, 0.4
@@ -87,17 +90,21 @@ class AgentRows:
         agent_id: whose.
         embedder: name and dimension as they are stored; rows of another one count as not embedded.
         dimension: of the vectors; 0: nothing is embedded.
+        for_upkeep: leave out what only recall asks for: words and tokens.
     """
 
-    def __init__(self, table: Table, agent_id: str, embedder: str | None, dimension: int) -> None:
+    def __init__(
+        self, table: Table, agent_id: str, embedder: str | None, dimension: int, *, for_upkeep: bool = False
+    ) -> None:
         self.lock = threading.Lock()
+        self._columns = [one for one in COLUMNS if not (for_upkeep and one in _FOR_RECALL)]
         self._table = table
         self.condition: Filter = Compare(("agent_id",), "eq", agent_id)
         self._embedder, self._dimension = embedder, dimension
         self._start()
 
     def _start(self) -> None:
-        self._follower = self._table.follow(COLUMNS, filter=self.condition)
+        self._follower = self._table.follow(self._columns, filter=self.condition)
         self.ids: list[str] = []
         self.tokens: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int8]] | None] = []
         self._token_bytes = 0
@@ -106,7 +113,7 @@ class AgentRows:
         self._numbers = {
             name: np.zeros(0, np.int64)
             for name in (
-                "scope", "session", "ordinal", "tier", "memory_type", "status", "role", "speaker",
+                "scope", "session", "ordinal", "tier", "memory_type", "status", "role", "speaker", "origin",
                 "occurred_at", "valid_from", "valid_to", "recorded_at", "retracted_at", "length", "terms",
             )
         }  # fmt: skip
@@ -121,6 +128,11 @@ class AgentRows:
     def size(self) -> int:
         """The slots given out so far."""
         return len(self.ids)
+
+    @property
+    def has_embedder(self) -> bool:
+        """Whether there is an embedder whose vectors it holds."""
+        return self._embedder is not None
 
     @property
     def nbytes(self) -> int:
@@ -147,7 +159,7 @@ class AgentRows:
     def load(self) -> None:
         """Read the rows as the current transaction or snapshot sees them, without following them."""
         self._start()
-        self._add(self._table.scan_arrow(self.condition, columns=list(COLUMNS)).read_all())
+        self._add(self._table.scan_arrow(self.condition, columns=self._columns).read_all())
 
     def holds(self, condition: Filter) -> Mask:
         """Return `[size]` for which rows a caller's filter holds, in the current snapshot."""
@@ -191,8 +203,8 @@ class AgentRows:
         self._grow(first + count)
         part = slice(first, first + count)
         columns = {name: added.column(name).to_pylist() for name in (
-            "id", "user_id", "namespace", "session_id", "tier", "memory_type", "status", "role", "speaker",
-            "embedder", "vector", "tokens",
+            "id", "user_id", "namespace", "session_id", "tier", "memory_type", "status", "role", "speaker", "origin",
+            "embedder", "vector",
         )}  # fmt: skip
         walls = list(zip(columns["user_id"], columns["namespace"], strict=True))
         numbers = self._numbers
@@ -201,7 +213,7 @@ class AgentRows:
             -1 if session is None else self.code("session", *wall, session)
             for wall, session in zip(walls, columns["session_id"], strict=True)
         ]
-        for name in ("tier", "memory_type", "status", "speaker", "role"):
+        for name in ("tier", "memory_type", "status", "speaker", "role", "origin"):
             numbers[name][part] = [-1 if one is None else self.code(name, one) for one in columns[name]]
         numbers["ordinal"][part] = added.column("ordinal").to_numpy()
         for name, missing in (
@@ -211,35 +223,41 @@ class AgentRows:
             moments = pc.fill_null(added.column(name).cast(pa.int64()), missing)
             numbers[name][part] = moments.to_numpy()
         self._floats["importance"][part] = added.column("importance").to_numpy()
-        self._bm25.append(first, added.column("terms").combine_chunks())
-        numbers["terms"][part] = self._bm25._lengths[part]
         self._live[part] = True
         self.ids.extend(columns["id"])
-        for i, (embedder, vector, tokens) in enumerate(
-            zip(columns["embedder"], columns["vector"], columns["tokens"], strict=True), first
-        ):
+        for i, (embedder, vector) in enumerate(zip(columns["embedder"], columns["vector"], strict=True), first):
             is_mine = vector is not None and embedder == self._embedder
             self._embedded[i] = is_mine
             self._vectors[i] = decode_vector(vector, self._dimension) if is_mine else 0
-            found = decode_tokens(tokens, self._dimension) if is_mine and tokens is not None else None
+        if "terms" in self._columns:
+            self._bm25.append(first, added.column("terms").combine_chunks())
+            numbers["terms"][part] = self._bm25._lengths[part]
+            self._add_tokens(first, added.column("tokens").to_pylist())
+        self._scopes.clear()
+
+    def _add_tokens(self, first: int, stored: list[bytes | None]) -> None:
+        for i, tokens in enumerate(stored, first):
+            found = decode_tokens(tokens, self._dimension) if self._embedded[i] and tokens is not None else None
             self.tokens.append(found)
             if found is not None:
                 self._token_bytes += found[0].nbytes + found[1].nbytes
-                self._frequencies.setdefault(int(numbers["scope"][i]), Counter()).update(set(found[0].tolist()))
-        self._scopes.clear()
+                scope = int(self._numbers["scope"][i])
+                self._frequencies.setdefault(scope, Counter()).update(set(found[0].tolist()))
 
     def _remove(self, removed: Slots) -> None:
         if not len(removed):
             return
-        self._bm25.remove(removed)
         self._live[removed] = self._embedded[removed] = False
         self._vectors[removed] = 0
+        self._scopes.clear()
+        if "terms" not in self._columns:
+            return
+        self._bm25.remove(removed)
         for slot in removed.tolist():
             gone, self.tokens[slot] = self.tokens[slot], None
             if gone is not None:
                 self._token_bytes -= gone[0].nbytes + gone[1].nbytes
                 self._frequencies[int(self._numbers["scope"][slot])].subtract(set(gone[0].tolist()))
-        self._scopes.clear()
 
     def _grow(self, size: int) -> None:
         if size <= len(self._live):

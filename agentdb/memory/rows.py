@@ -10,7 +10,8 @@ from typing import Any
 
 from agentdb.errors import InvalidInputError
 from agentdb.filters import Compare, Filter, In, IsNull, decode_json
-from agentdb.memory.policies import MemoryType, Statement
+from agentdb.memory.policies import MemoryType
+from agentdb.memory.ports import Statement
 from agentdb.memory.records import Memory, Occurrence, Scope, Tier, check_tier, check_type
 from agentdb.memory.tables import MEMORIES
 from agentdb.states.versions import check_identifier
@@ -68,7 +69,7 @@ def digest_of(row: Mapping[str, Any]) -> str:
 
 def statement_of(row: Mapping[str, Any]) -> Statement:
     """Return a memory as rules and plug-ins see it."""
-    return Statement(row["text"], row["role"], row["speaker"])
+    return Statement(row["text"], row["role"], row["speaker"], row["occurred_at"])
 
 
 def scope_of(row: Mapping[str, Any]) -> Scope:

@@ -25,7 +25,7 @@ from agentdb.memory.records import Memory, MemoryEvent, MemoryTrace, MemoryWrite
 from agentdb.memory.rows import READ, equals, scope_filters
 from agentdb.memory.signals import MemoryContext, Recalled, RecallWeights
 from agentdb.memory.transfer import export_jsonl, import_jsonl
-from agentdb.memory.upkeep import Upkeep
+from agentdb.memory.upkeep import BackgroundUpkeep, Upkeep
 from agentdb.memory.writing import UNCHANGED, Unchanged, Writer
 from agentdb.states.versions import check_identifier
 from agentdb.types import ErasureReceipt
@@ -34,6 +34,14 @@ if TYPE_CHECKING:
     from agentdb.storage.engine import Engine
 
 __all__ = ["AgentMemories"]
+
+
+_ORIGINS = {
+    None: "given by the caller",
+    "summary": "the summary of {} memories, its sources",
+    "fact": "a fact found in its source",
+}
+"""How a memory came to be, as its history begins."""
 
 
 class AgentMemories:
@@ -52,7 +60,9 @@ class AgentMemories:
         self._writer = Writer(self._core, self._embedding)
         self._recaller = Recaller(self._core, self._embedding)
         self._eraser = Eraser(self._core)
-        self._upkeep = Upkeep(self._core, self._embedding, self._eraser)
+        self._upkeep = Upkeep(self._core, self._embedding, self._writer, self._eraser)
+        self._background = BackgroundUpkeep(self._core, self._embedding, self._upkeep)
+        engine.add_maintenance("memories", self._background.run)
 
     @property
     def policies(self) -> MemoryPolicies:
@@ -217,7 +227,7 @@ class AgentMemories:
             memory = self.require(memory_id)
             events = self._core.tables.events.scan(Compare(("memory_id",), "eq", memory.id), order_by="number")
             return [
-                MemoryEvent(memory.recorded_at, "remembered", "given by the caller"),
+                MemoryEvent(memory.recorded_at, "remembered", _ORIGINS[memory.origin].format(len(memory.sources))),
                 *(
                     MemoryEvent(
                         one["at"],
@@ -368,7 +378,11 @@ class AgentMemories:
             raise UnavailableError("embed_pending is not possible inside a transaction or snapshot")
         if type(limit) is not int or limit < 1:
             raise InvalidInputError("limit must be an int of 1 or more")
-        return self._embedding.embed_waiting(check_identifier("agent_id", agent_id), limit, is_strict=True)
+        agent_id = check_identifier("agent_id", agent_id)
+        if self._core.is_empty:
+            return 0
+        rows = self._core.resident.agent(agent_id, *self._embedding.space())
+        return self._embedding.embed_waiting(rows, limit, is_strict=True)
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
@@ -447,16 +461,20 @@ class AgentMemories:
     # --- upkeep -------------------------------------------------------------------------------------------------------
 
     def maintain(self, agent_id: str | int | None = None, *, limit: int = 10_000) -> MaintenanceReport:
-        """Consolidate, close, archive and purge what the policies say, now; return what was done and why.
+        """Consolidate, close, compress, archive and purge what the policies say, now; return what was done and why.
 
         - Short-term memories that have settled move to long-term memory. One that says the same as an older memory of its user
           and namespace is merged into it instead: archived, its id among the other's ``sources``.
         - A memory that a newer one contradicts is not true any more from then on: its ``valid_to`` is closed, where the newer one's
           ``valid_from`` begins; nothing is deleted.
+        - Old episodes about the same thing, rarely used, become one summary; they are archived, their ids its ``sources``. With
+          an extractor, what is known for good from a memory that settles becomes memories of its own.
         - What has faded and matters little is archived; what was archived long ago is purged, if the policy says after how long.
 
         Every step is one transaction over at most 128 memories, so others read and write meanwhile, a killed process loses at most
         the step at hand, and another run goes on from there. `history` of each memory tells of it, too; what is purged is erased.
+        A plug-in that fails, or takes longer than ``policies.plugin_timeout_s``, is replaced by the library's own rule for that
+        memory, and the report's ``notes`` say so.
 
         Args:
             agent_id: whose memories; None: every agent's.
@@ -470,6 +488,21 @@ class AgentMemories:
         if type(limit) is not int or limit < 1:
             raise InvalidInputError("limit must be an int of 1 or more")
         return self._upkeep.run(None if agent_id is None else check_identifier("agent_id", agent_id), limit)
+
+    def upkeep_report(self) -> MaintenanceReport:
+        """Return what upkeep in the background has done through this handle since it was opened: its last 1,000 changes.
+
+        It looks at each agent every ``policies.upkeep_every_s``, does what `maintain` does, and begins once this handle has
+        remembered or recalled something. Other processes do their part: ``history`` tells what happened to a memory, whoever did it.
+
+        Returns:
+            ``is_complete``: no agent is being kept up at the moment.
+        """
+        return self._background.report()
+
+    def _rest(self) -> None:
+        """End upkeep in the background after the step at hand: the handle is being closed."""
+        self._background.stop(self._core.engine.config.close_timeout_s)
 
     # --- moving -------------------------------------------------------------------------------------------------------
 

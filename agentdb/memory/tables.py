@@ -46,6 +46,7 @@ MEMORIES = TableSchema(
         pa.field("valid_to", _TIMESTAMP),
         pa.field("recorded_at", _TIMESTAMP, nullable=False),
         pa.field("retracted_at", _TIMESTAMP),
+        pa.field("origin", pa.string()),
         pa.field("sources", pa.list_(pa.string())),
         # The words of what is found by: see `agentdb.vectors.analysis`.
         pa.field("terms", pa.binary()),
@@ -120,7 +121,17 @@ EVENTS = TableSchema(
 )
 
 
-_DEPENDENT = (HEADS, USES, REPEATS, OCCURRENCES, EVENTS)
+UPKEEP = TableSchema(
+    "_memory_upkeep",
+    # When an agent's memories were kept up for the last time, by whichever process.
+    [
+        pa.field("agent_id", pa.string(), nullable=False),
+        pa.field("kept_at", _TIMESTAMP, nullable=False),
+    ],
+    key="agent_id",
+    hot_only=True,
+)
+_DEPENDENT = (HEADS, USES, REPEATS, OCCURRENCES, EVENTS, UPKEEP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +144,7 @@ class MemoryTables:
     repeats: Table
     occurrences: Table
     events: Table
+    upkeep: Table
 
     @classmethod
     def exist(cls, engine: Engine) -> bool:

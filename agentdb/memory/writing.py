@@ -12,10 +12,12 @@ from agentdb.errors import InvalidInputError
 from agentdb.memory.core import MemoryCore
 from agentdb.memory.embedding import MemoryEmbedding
 from agentdb.memory.encoding import Reading
-from agentdb.memory.policies import Statement
+from agentdb.memory.policies import HeuristicImportance
+from agentdb.memory.ports import Statement
 from agentdb.memory.records import (
     Memory,
     MemoryWrite,
+    Origin,
     Scope,
     check_importance,
     check_interval,
@@ -25,7 +27,7 @@ from agentdb.memory.records import (
     check_type,
     content_text,
 )
-from agentdb.memory.rows import check_ids, digest_of, searched, spoken
+from agentdb.memory.rows import check_ids, digest_of, scope_of, searched, spoken
 from agentdb.memory.sessions import Head, head_key, heads_of
 from agentdb.states.versions import check_identifier, check_metadata
 from agentdb.types import Row
@@ -91,8 +93,9 @@ class Writer:
         check_interval(valid_from, valid_to)
         metadata = check_metadata(write.metadata)
         policies = self._core.policies
+        occurred_at = check_optional_moment("occurred_at", write.occurred_at)
         if write.importance is None:
-            importance = check_importance(policies.importance.importance(Statement(text, role, speaker)))
+            importance = self._importance(Statement(text, role, speaker, occurred_at))
         else:
             importance = check_importance(write.importance)
         tier = "short_term" if write.tier is None else check_tier(write.tier)
@@ -113,11 +116,12 @@ class Writer:
             "text": text,
             "data": data,
             "metadata": metadata,
-            "occurred_at": check_optional_moment("occurred_at", write.occurred_at),
+            "occurred_at": occurred_at,
             "valid_from": valid_from,
             "valid_to": valid_to,
             "recorded_at": None,
             "retracted_at": None,
+            "origin": None,
             "sources": None,
             "terms": None,
             "embedder": None,
@@ -125,6 +129,18 @@ class Writer:
             "tokens": None,
         }
         return _Draft(row, scope, digest_of(row), metadata)
+
+    def _importance(self, statement: Statement) -> float:
+        policies = self._core.policies
+        scorer = policies.importance
+        if isinstance(scorer, HeuristicImportance):
+            return scorer.importance(statement)
+        return self._core.guard.call(
+            "importance scorer",
+            lambda: check_importance(scorer.importance(statement)),
+            lambda: HeuristicImportance().importance(statement),
+            timeout_s=policies.plugin_timeout_s,
+        )
 
     def _remember(self, drafts: Sequence[_Draft]) -> list[Memory]:
         rows = [one.row for one in drafts]
@@ -218,6 +234,25 @@ class Writer:
             events.append((row["id"], "moved", reason, before))
         memories.put_many(changed)
         self._core.note(events, now)
+
+    # --- what upkeep derives ------------------------------------------------------------------------------------------
+
+    def derive(self, write: MemoryWrite, origin: Origin, sources: Sequence[str]) -> Row:
+        """Return a new memory that was derived from others, embedded where that is possible, to be given to `place`."""
+        row = {**self._draft(write).row, "origin": origin, "sources": list(sources)}
+        row["terms"] = encode_terms([searched(row)]).to_pylist()[0]
+        if vectors := self._embedding.attempt([Reading(spoken(row))]):
+            row.update(vectors[0])
+        return row
+
+    def place(self, rows: Sequence[Row], now: datetime) -> None:
+        """Store derived memories at the ends of their sessions; inside a transaction. None of them repeats another."""
+        tables = self._core.tables
+        heads = heads_of(tables.heads, [scope_of(row) for row in rows])
+        tables.memories.put_many(
+            {**row, "ordinal": heads[head_key(scope_of(row))].append(row["id"]), "recorded_at": now} for row in rows
+        )
+        tables.heads.put_many(head.row() for head in heads.values())
 
     # --- changing -----------------------------------------------------------------------------------------------------
 

@@ -124,6 +124,7 @@ def test_upkeep_that_is_interrupted_anywhere_ends_as_one_that_is_not(tmp_path: P
         config = Config(clock=clock, maintenance=False, id_source=lambda: f"{next(numbers):08d}")
         with agentdb.open(tmp_path / name, config=config, embedder=Topics(16)) as db:
             memories = db.memories
+            memories.policies = MemoryPolicies(compression=None)
             memories.remember_many(MemoryWrite(content=one, agent_id="a", importance=0.2) for one in said)
             clock.now += 2 * DAY
             put_many = agentdb.Table.put_many

@@ -177,7 +177,7 @@ class ParseLimits:
         max_expanded_bytes: of all members of an archive (DOCX, PPTX, XLSX, EPUB) together, uncompressed.
         max_part_bytes: of one such member that is read into memory as a whole.
         max_pages: of a PDF; slides; sheets; chapters.
-        max_images: pictures that are taken out of one document; the rest is left out with a warning.
+        max_images: pictures that are taken out of one document, 0 for none; the rest is left out with a warning.
         timeout_s: looked at between pages, members and parts; one step is never interrupted.
     """
 
@@ -198,7 +198,7 @@ class ParseLimits:
                     f"ParseLimits.{item.name} must be {'a number' if float in allowed else 'an int'}, "
                     f"not {type(value).__name__}"
                 )
-            if not value > 0:
+            if value < 0 or (value == 0 and item.name != "max_images"):
                 raise InvalidInputError(f"ParseLimits.{item.name} must be positive")
 
 
@@ -280,6 +280,20 @@ class TextBuilder:
             return
         at = self.blocks[-1].start if caption else self._length
         self.images.append(EmbeddedImage(data, media_type, caption, page, at))
+
+    def require_room(self, chars: int) -> None:
+        """Return if so many characters can still be added.
+
+        Raises:
+            DocumentError: the text would become too long.
+        """
+        if self._length + chars > self._limits.max_text_chars:
+            raise too_much_text(self._limits)
+
+    def text_of(self, block: Block) -> str:
+        """Return the text of a block that was added."""
+        # Blocks and the blank lines between them take turns.
+        return self._parts[2 * self.blocks.index(block)]
 
     def warn(self, message: str) -> None:
         """Note what could not be read, once, and not more than a hundred things."""

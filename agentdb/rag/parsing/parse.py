@@ -7,8 +7,12 @@ from dataclasses import replace
 
 from agentdb.errors import AgentDBError, InvalidInputError
 from agentdb.rag.parsing import detect, text
+from agentdb.rag.parsing.epub import parse_epub
+from agentdb.rag.parsing.html import parse_html
 from agentdb.rag.parsing.markdown import parse_markdown
 from agentdb.rag.parsing.model import DocumentError, EmbeddedImage, ParsedDocument, ParseLimits, Parser
+from agentdb.rag.parsing.office import parse_docx, parse_pptx, parse_xlsx
+from agentdb.rag.parsing.pdf import parse_pdf
 
 __all__ = ["parse"]
 
@@ -81,6 +85,18 @@ def _read(data: bytes, media_type: str, limits: ParseLimits) -> ParsedDocument:
         return text.parse_json(data, limits)
     if media_type == "application/x-ndjson":
         return text.parse_json_lines(data, limits)
+    if media_type == "text/html":
+        return parse_html(data, limits)
+    if media_type == detect.EPUB:
+        return parse_epub(data, limits)
+    if media_type == "application/pdf":
+        return parse_pdf(data, limits)
+    if media_type == detect.DOCX:
+        return parse_docx(data, limits)
+    if media_type == detect.PPTX:
+        return parse_pptx(data, limits)
+    if media_type == detect.XLSX:
+        return parse_xlsx(data, limits)
     if media_type == "text/plain":
         return text.parse_text(data, limits)
     if media_type == detect.OLE:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
 from agentdb.embedding import Embedder, TokenCounter
-from agentdb.errors import InvalidInputError, NotFoundError, UnavailableError
+from agentdb.errors import AccessDeniedError, InvalidInputError, NotFoundError, UnavailableError
 from agentdb.filters import Filter
 from agentdb.llm import LanguageModel, as_language_model
 from agentdb.rag.chunking import Chunker, StructureChunker
@@ -583,11 +583,17 @@ def _chained(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
 
 def _total(source: Any, rules: FolderRules) -> int | None:
     """Return how many documents a source has, if that can be told without using it up."""
+    if isinstance(source, builtins.list | tuple):
+        counts = [1 if isinstance(one, tuple) else _total(one, rules) for one in source]
+        return None if None in counts else sum(one or 0 for one in counts)
     if isinstance(source, Document | bytes | bytearray | memoryview):
         return 1
-    path = path_of(source) if isinstance(source, str) else source
-    if path is None:
+    try:
+        path = path_of(source) if isinstance(source, str) else source
+        if path is None:
+            return 1
+        if hasattr(path, "__fspath__"):
+            return sum(isinstance(one, Candidate) for one in candidates(path, rules, []))
+    except (NotFoundError, AccessDeniedError):
         return 1
-    if hasattr(path, "__fspath__"):
-        return sum(isinstance(one, Candidate) for one in candidates(path, rules, []))
     return None

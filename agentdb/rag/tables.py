@@ -155,30 +155,27 @@ class DocumentTables:
             collection: of the documents.
             wanted: document, revision, start and end of each.
         """
-        keys = {
-            (collection, document, part)
-            for document, _, start, end in wanted
-            for part in range(start // PART_CHARS, max(start // PART_CHARS + 1, -(-end // PART_CHARS)))
-        }
+        keys = {(collection, document, part) for document, _, start, end in wanted for part in _parts(start, end)}
         ordered = sorted(keys)
-        rows = dict(zip(ordered, self.texts.get_many(ordered), strict=True))
+        rows = self.texts.get_many(ordered)
         decompressor = zstandard.ZstdDecompressor()
         parts = {
             key: (row["revision"], decompressor.decompress(row["text"]).decode())
-            for key, row in rows.items()
+            for key, row in zip(ordered, rows, strict=True)
             if row is not None
         }
         found: list[str | None] = []
         for document, revision, start, end in wanted:
-            first, last = start // PART_CHARS, max(start, end - 1) // PART_CHARS
-            its = [parts.get((collection, document, part)) for part in range(first, last + 1)]
-            if any(one is None or one[0] != revision for one in its):
-                found.append(None)
-                continue
-            joined = "".join(one[1] for one in its if one is not None)
-            begin = start - first * PART_CHARS
-            found.append(joined[begin : begin + end - start])
+            its = [parts.get((collection, document, part)) for part in _parts(start, end)]
+            texts = [one[1] for one in its if one is not None and one[0] == revision]
+            begin = start % PART_CHARS
+            found.append("".join(texts)[begin : begin + end - start] if len(texts) == len(its) else None)
         return found
+
+
+def _parts(start: int, end: int) -> range:
+    """Return which rows of a text hold a stretch of it."""
+    return range(start // PART_CHARS, -(-end // PART_CHARS)) if end > start else range(0)
 
 
 def to_document(row: Mapping[str, Any]) -> StoredDocument:

@@ -10,6 +10,7 @@ import pytest
 from langchain_core.caches import BaseCache
 from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from langchain_core.indexing import DocumentIndex
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.stores import BaseStore
 from langchain_core.vectorstores import VectorStore
 from langchain_tests.integration_tests import (
@@ -17,6 +18,7 @@ from langchain_tests.integration_tests import (
     BaseStoreAsyncTests,
     BaseStoreSyncTests,
     EmbeddingsIntegrationTests,
+    RetrieversIntegrationTests,
     SyncCacheTestSuite,
     VectorStoreIntegrationTests,
 )
@@ -29,6 +31,8 @@ from langchain_agentdb import (
     AgentDBDocumentIndex,
     AgentDBEmbeddings,
     AgentDBLLMCache,
+    AgentDBMemoryRetriever,
+    AgentDBRetriever,
     AgentDBSemanticCache,
     AgentDBVectorStore,
 )
@@ -48,6 +52,71 @@ class TestVectorStoreInAnOpenDatabase(VectorStoreIntegrationTests):
             db.collection("documents", dimension=6, metric="euclidean")
             with AgentDBVectorStore(self.get_embeddings(), db, collection="documents") as store:
                 yield store
+
+
+@pytest.fixture
+def filled(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """A database that has something to find, for tests that make retrievers by themselves."""
+    said = ["Ann lives in Lisbon", "Bob lives in Porto", "Carol lives in Lisbon, too", "Dave lives nowhere"]
+    with agentdb.open(tmp_path / "db", embedder=HashingEmbedder(64)) as db:
+        with AgentDBVectorStore(None, db, collection="people") as store:
+            store.add_texts(said)
+        for one in said:
+            db.memories.remember(one, agent_id="ann")
+            db.documents.ingest(agentdb.Document(one), collection="people")
+        request.cls.db = db
+        yield
+
+
+@pytest.mark.usefixtures("filled")
+class TestRetrieverOfACollection(RetrieversIntegrationTests):
+    db: agentdb.Database
+
+    @property
+    def retriever_constructor(self) -> type[BaseRetriever]:
+        return AgentDBRetriever
+
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"db_or_path": self.db, "collection": "people"}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return "Who lives in Lisbon?"
+
+
+@pytest.mark.usefixtures("filled")
+class TestRetrieverOfDocuments(RetrieversIntegrationTests):
+    db: agentdb.Database
+
+    @property
+    def retriever_constructor(self) -> type[BaseRetriever]:
+        return AgentDBRetriever
+
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"db_or_path": self.db, "documents": True, "collection": "people"}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return "Who lives in Lisbon?"
+
+
+@pytest.mark.usefixtures("filled")
+class TestMemoryRetriever(RetrieversIntegrationTests):
+    db: agentdb.Database
+
+    @property
+    def retriever_constructor(self) -> type[BaseRetriever]:
+        return AgentDBMemoryRetriever
+
+    @property
+    def retriever_constructor_params(self) -> dict[str, Any]:
+        return {"db_or_path": self.db, "agent_id": "ann"}
+
+    @property
+    def retriever_query_example(self) -> str:
+        return "Who lives in Lisbon?"
 
 
 class TestByteStore(BaseStoreSyncTests[bytes]):

@@ -1,0 +1,248 @@
+"""``AgentDBRetriever`` and ``AgentDBMemoryRetriever``: documents, collections and memories, found for LangChain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Literal
+
+from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.retrievers import BaseRetriever
+from pydantic import ConfigDict, PrivateAttr
+
+from agentdb import (
+    AsyncDatabase,
+    Closing,
+    Collection,
+    Connection,
+    Database,
+    InvalidInputError,
+    Passage,
+    Query,
+    Recalled,
+)
+from langchain_agentdb.embeddings import as_embeddings
+from langchain_agentdb.filters import to_filter
+from langchain_agentdb.vector_store import to_document
+
+__all__ = ["AgentDBMemoryRetriever", "AgentDBRetriever"]
+
+Mode = Literal["vector", "text", "hybrid"]
+_MODES = ("vector", "text", "hybrid")
+_OPTIONS = frozenset({"k", "filter", "mode", "rerank"})
+_MEMORY_OPTIONS = frozenset({"k", "filter", "user_id", "session_id"})
+
+
+class AgentDBRetriever(Closing, BaseRetriever):
+    """What a collection, or the documents that were ingested, say about a query; what was written before is found.
+
+    ``retriever.invoke(query, k=3, filter={...})`` overrides what the retriever was made with. May be called from any thread and
+    event loop; async methods run on threads.
+
+    A document's metadata is the row's. That of a passage of an ingested document is the document's, and under these names
+    ``document_id``, ``source``, ``title``, ``page``, ``headings``, ``start``, ``end`` and ``score``, so that it can be cited.
+
+    Args:
+        db_or_path: an open database, which stays the caller's to close, or the path of one.
+        collection: the collection to search; with ``documents`` the name that the documents were ingested under.
+        documents: search what ``db.documents`` has ingested, and not ``db.collection``.
+        embedding: LangChain embeddings, for a collection whose vectors they made; None: the collection's own embedder.
+        k: how many documents.
+        mode: ``"hybrid"``: nearest in meaning and best matching words, fused; ``"vector"`` or ``"text"`` alone.
+        rerank: an ``agentdb.Reranker``, a ``CrossEncoder``, or a function of the query and the texts found.
+        filter: a dictionary about metadata (see `langchain_agentdb.filters`), or a tree from ``agentdb.field``.
+
+    Raises:
+        InvalidInputError: an argument cannot be accepted.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    collection: str | None = None
+    documents: bool = False
+    k: int = 4
+    mode: Mode = "hybrid"
+    rerank: Any = None
+    filter: Any = None
+    _embeddings: Embeddings | None = PrivateAttr(default=None)
+    _connection: Connection[Database] = PrivateAttr()
+
+    def __init__(
+        self,
+        db_or_path: Database | AsyncDatabase | str | os.PathLike[str],
+        *,
+        embedding: Embeddings | Any | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(**fields)
+        if self.collection is None and not self.documents:
+            raise InvalidInputError("name the collection, or ask for documents=True")
+        if self.documents and embedding is not None:
+            raise InvalidInputError("embedding: documents are embedded by the embedder that they were ingested with")
+        self._embeddings = as_embeddings(embedding)
+        self._connection = Connection(db_or_path, lambda db: db)
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        del run_manager
+        options = self._options(kwargs)
+        vector = self._embeddings.embed_query(query) if self._needs_vector(options) else None  # type: ignore[union-attr]
+        return self._found(query, vector, options)
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        del run_manager
+        options = self._options(kwargs)
+        vector = await self._embeddings.aembed_query(query) if self._needs_vector(options) else None  # type: ignore[union-attr]
+        return await self._connection.run("read", lambda: self._found(query, vector, options))
+
+    def _needs_vector(self, options: Mapping[str, Any]) -> bool:
+        return self._embeddings is not None and options["mode"] != "text"
+
+    def _options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        _check_options(given, _OPTIONS)
+        options = {"k": self.k, "mode": self.mode, "rerank": self.rerank, "filter": self.filter, **given}
+        options["filter"] = to_filter(options["filter"])
+        return options
+
+    def _found(self, query: str, vector: Any, options: dict[str, Any]) -> list[Document]:
+        db = self._connection()
+        if self.documents:
+            return self._passages(db, query, options)
+        collection = _collection(db, self.collection)
+        if collection is None:
+            return []
+        return [to_document(hit) for hit in collection.search(Query(text=query, vector=vector), **options)]
+
+    def _passages(self, db: Database, query: str, options: dict[str, Any]) -> list[Document]:
+        if self.collection is not None:
+            options = {**options, "collection": self.collection}
+        found = db.documents.search(query, **options)
+        return [_passage_document(one) for one in found]
+
+
+def _passage_document(passage: Passage) -> Document:
+    place = {
+        "document_id": passage.document_id,
+        "source": passage.source,
+        "title": passage.title,
+        "page": passage.page,
+        "headings": list(passage.heading_path),
+        "start": passage.start,
+        "end": passage.end,
+        "score": passage.score,
+    }
+    return Document(id=passage.id, page_content=passage.text, metadata={**passage.metadata, **place})
+
+
+def _collection(db: Database, name: str | None) -> Collection | None:
+    # The name alone would make one where there is none.
+    return db.collection(name) if name is not None and name in db.collections() else None
+
+
+def _check_options(given: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    unknown = given.keys() - allowed
+    if unknown:
+        raise InvalidInputError(
+            f"a search has no option {', '.join(sorted(unknown))}; there are {', '.join(sorted(allowed))}"
+        )
+
+
+class AgentDBMemoryRetriever(Closing, BaseRetriever):
+    """The memories of an agent that matter most to a query, best first; what was remembered before is found.
+
+    Whose memories is fixed here: agent, user and namespace are walls, and nothing is found across them. Where one retriever
+    serves many users, give ``user_id`` with the call: ``retriever.invoke(query, user_id="bob")``; so with ``session_id``, ``k`` and
+    ``filter``. May be called from any thread and event loop; async methods run on threads.
+
+    A document's text is the memory's; its metadata is the memory's, and under these names ``agent_id``, ``user_id``,
+    ``session_id``, ``memory_type``, ``tier``, ``speaker``, ``role``, ``occurred_at``, ``recorded_at`` (ISO 8601) and ``score``.
+
+    Args:
+        db_or_path: an open database, which stays the caller's to close, or the path of one.
+        agent_id: whose memories.
+        user_id: of this user; None: only memories without a user.
+        session_id: of this session; None: of every session.
+        namespace: of this namespace; None: only memories without one.
+        k: how many memories.
+        filter: a tree from ``agentdb.field`` on the attributes of ``agentdb.Memory``, or a dictionary about metadata.
+        token_budget: return no more than fit into so many tokens; None: no limit.
+        reinforce: count being recalled as a use, which makes a memory fade later.
+
+    Raises:
+        InvalidInputError: an argument cannot be accepted.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    agent_id: str
+    user_id: str | None = None
+    session_id: str | None = None
+    namespace: str | None = None
+    k: int = 4
+    filter: Any = None
+    token_budget: int | None = None
+    reinforce: bool = True
+    _connection: Connection[Database] = PrivateAttr()
+
+    def __init__(self, db_or_path: Database | AsyncDatabase | str | os.PathLike[str], **fields: Any) -> None:
+        super().__init__(**fields)
+        self._connection = Connection(db_or_path, lambda db: db)
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        del run_manager
+        return self._recalled(query, kwargs)
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        del run_manager
+        return await self._connection.run("read", lambda: self._recalled(query, kwargs))
+
+    def _recalled(self, query: str, given: Mapping[str, Any]) -> list[Document]:
+        _check_options(given, _MEMORY_OPTIONS)
+        options = {
+            "k": self.k,
+            "filter": self.filter,
+            "user_id": self.user_id,
+            "session_id": self.session_id,
+            **given,
+        }
+        options["filter"] = to_filter(options["filter"])
+        found = self._connection().memories.recall(
+            query,
+            agent_id=self.agent_id,
+            namespace=self.namespace,
+            token_budget=self.token_budget,
+            reinforce=self.reinforce,
+            **options,
+        )
+        return [_memory_document(one) for one in found]
+
+
+def _memory_document(recalled: Recalled) -> Document:
+    memory = recalled.memory
+    about = {
+        "agent_id": memory.agent_id,
+        "user_id": memory.user_id,
+        "session_id": memory.session_id,
+        "memory_type": memory.memory_type,
+        "tier": memory.tier,
+        "speaker": memory.speaker,
+        "role": memory.role,
+        "occurred_at": _iso(memory.occurred_at),
+        "recorded_at": _iso(memory.recorded_at),
+        "score": recalled.score,
+    }
+    return Document(id=memory.id, page_content=memory.text, metadata={**memory.metadata, **about})
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()

@@ -88,7 +88,9 @@ def _similarities(terms: Sequence[Sequence[str]]) -> npt.NDArray[np.float64]:
 
 def _centrality(similar: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return `[n]` how much of a random walk from sentence to similar sentence is spent in each."""
-    walk = similar / similar.sum(axis=1, keepdims=True)
+    links = similar - np.diag(similar.diagonal())  # what is like nothing else must not hold the walk
+    total = links.sum(axis=1, keepdims=True)
+    walk = np.where(total > 0, links / np.where(total > 0, total, 1.0), 1 / max(len(links), 1))
     at = np.full(len(walk), 1 / max(len(walk), 1))
     for _ in range(_ROUNDS):
         at = (1 - _DAMPING) / len(walk) + _DAMPING * (at @ walk)

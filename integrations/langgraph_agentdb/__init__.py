@@ -1,9 +1,10 @@
-"""LangGraph on AgentDB: a checkpointer and a node cache in the directory that holds everything else of the agent.
+"""LangGraph on AgentDB: checkpointer, store and node cache in the directory that holds everything else of the agent.
 
 =================  ===================================================================
 ``AgentDBSaver``   the checkpointer: every step of every thread, sync and async
+``AgentDBStore``   the store: items in namespaces, found by key, filter and meaning; with time to live
 ``AgentDBCache``   the cache of node results, with time to live
-``StrictSerializer``  what both use unless told otherwise: makes no object of an unknown type
+``StrictSerializer``  what saver and cache use unless told otherwise: makes no object of an unknown type
 =================  ===================================================================
 """
 
@@ -21,5 +22,7 @@ if find_spec("langgraph") is None or find_spec("langgraph.checkpoint") is None:
 from langgraph_agentdb.cache import AgentDBCache
 from langgraph_agentdb.saver import AgentDBSaver
 from langgraph_agentdb.serializer import StrictSerializer
+from langgraph_agentdb.store import AgentDBStore
+from langgraph_agentdb.store_index import StoreIndexConfig
 
-__all__ = ["AgentDBCache", "AgentDBSaver", "StrictSerializer"]
+__all__ = ["AgentDBCache", "AgentDBSaver", "AgentDBStore", "StoreIndexConfig", "StrictSerializer"]

@@ -1,4 +1,4 @@
-"""The command line: ``agentdb demo | info | verify | optimize | export | import | backup | restore``.
+"""The command line: ``agentdb demo | info | verify | optimize | ingest | ask | export | import | backup | restore``.
 
 Exit codes: 0 when all went well, 1 after an error (one line on stderr) or when `verify` found a problem, 2 for wrong usage.
 What a script reads goes to stdout, progress and errors to stderr.
@@ -34,6 +34,7 @@ import agentdb
 from agentdb.database import Database
 from agentdb.errors import AgentDBError, FormatError, InvalidInputError
 from agentdb.filters import encode_json, parse_json
+from agentdb.rag import IngestReport
 from agentdb.storage.files import fsync_directory
 from agentdb.storage.schema import Column, ColumnKind, TableSchema
 from agentdb.storage.table import Table
@@ -69,6 +70,13 @@ class Format(StrEnum):
 
     PARQUET = "parquet"
     JSONL = "jsonl"
+
+
+class ContextForm(StrEnum):
+    """How a context is written."""
+
+    MARKDOWN = "markdown"
+    XML = "xml"
 
 
 _SUFFIXES = {
@@ -294,6 +302,96 @@ def restore(
     """Make a database out of a backup, with every file checked; it appears complete or not at all."""
     with _reported(), _progress() as show:
         agentdb.restore(source, path, show)
+
+
+# --- documents ----------------------------------------------------------------------------------------------------------
+
+CollectionOption = Annotated[str, typer.Option("--collection", metavar="NAME", help="The documents' collection.")]
+
+
+@app.command()
+def ingest(
+    path: DatabasePath,
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Files and folders.")],
+    *,
+    collection: CollectionOption = "documents",
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", help="Only files of folders that match, such as '*.md'; may be repeated."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="Leave out what matches; may be repeated.")
+    ] = None,
+    follow_links: Annotated[bool, typer.Option("--follow-links", help="Follow symbolic links in folders.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Store documents, to be searched and cited; what is unchanged is left alone, what is gone from a folder is removed.
+
+    The database is made if it does not exist. Exits with 1 if a file could not be stored; the others are.
+    """
+    with _reported():
+        for file in files:
+            if not os.path.lexists(file):
+                raise InvalidInputError(f"there is no file or folder {file}")
+        with agentdb.open(path) as db:
+            with _progress() as show:
+                report = db.documents.ingest(
+                    files,
+                    collection=collection,
+                    include=include or None,
+                    exclude=exclude or (),
+                    follow_links=follow_links,
+                    on_progress=show,
+                )
+            if as_json:
+                _print_json(asdict(report))
+            else:
+                _print_ingest(report)
+        if report.failed:
+            raise typer.Exit(1)
+
+
+def _print_ingest(report: IngestReport) -> None:
+    for warning in report.warnings:
+        typer.echo(f"{warning.source}: {warning.message}", err=True)
+    for failure in report.failed:
+        typer.echo(f"{failure.source}: not stored ({failure.reason}): {failure.message}", err=True)
+    counts = ", ".join(f"{getattr(report, name):,} {name}" for name in ("added", "updated", "unchanged", "removed"))
+    typer.echo(
+        f"{counts}, {len(report.failed):,} failed: {report.chunks:,} chunks of {_size(report.bytes)} "
+        f"in {report.seconds:.1f} s"
+    )
+
+
+@app.command()
+def ask(
+    path: DatabasePath,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to look for, in words.")],
+    *,
+    collection: CollectionOption = "documents",
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="How long the context may be.")] = 1_000,
+    form: Annotated[ContextForm, typer.Option("--format", help="How the context is written.")] = ContextForm.MARKDOWN,
+    as_json: AsJson = False,
+) -> None:
+    """Print the passages that answer a question, numbered, within a budget of tokens, then where they stand. Nothing is written."""
+    with _reported(), agentdb.open(path, read_only=True) as db:
+        context = db.documents.context(
+            question,
+            token_budget=tokens,
+            format=form.value,
+            collection=collection,
+        )
+        if as_json:
+            _print_json(asdict(context))
+            return
+        if not context.citations:
+            typer.echo("nothing was found", err=True)
+            raise typer.Exit(1)
+        typer.echo(context.text)
+        typer.echo("")
+        for one in context.citations:
+            page = "" if one.page is None else f", page {one.page}"
+            typer.echo(f"[{one.number}] {one.source}{page}, characters {one.start} to {one.end}")
 
 
 # --- export -------------------------------------------------------------------------------------------------------------

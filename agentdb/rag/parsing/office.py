@@ -259,6 +259,8 @@ def parse_pptx(data: bytes, limits: ParseLimits) -> ParsedDocument:
         builder.watch.check()
         try:
             _slide(slide, number, builder)
+        except DocumentError:
+            raise
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             builder.warn(f"a part of slide {number} could not be read ({type(error).__name__})")
     metadata = _properties(presentation.core_properties)

@@ -117,6 +117,8 @@ class _Reader:
             self._builder.watch.check()
             try:
                 pages.append(self._page(number))
+            except DocumentError:
+                raise
             except (self._error, ValueError, OverflowError):
                 pages.append([])
                 self._builder.warn(f"page {number + 1} could not be read")
@@ -153,24 +155,11 @@ class _Reader:
             parts += [get(pointer, place) for place in range(first, min(count, first + _PIECE))]
         text = "".join(map(chr, parts))
         start = 0
-        joined: _Line | None = None
         for written in text.split("\n"):
             line = self._line(page, start, written)
+            if line is not None:
+                yield line
             start += len(written) + 1
-            if line is None:
-                continue
-            if joined is not None:
-                joined.text += line.text
-                line = joined
-                joined = None
-            # PDFium marks the hyphen that divides a word at the end of a line.
-            if line.text.endswith(("\x02", "\ufffe", "\xad")):
-                line.text = line.text[:-1]
-                joined = line
-                continue
-            yield line
-        if joined is not None:
-            yield joined
 
     def _line(self, page: Any, start: int, written: str) -> _Line | None:
         bare = written.strip()
@@ -181,7 +170,9 @@ class _Reader:
         self._raw.FPDFText_GetCharOrigin(page.raw, place, x, y)
         size = round(self._height(page, place), 1)
         weight = self._raw.FPDFText_GetFontWeight(page.raw, place)
-        return _Line(clean(_SPACES.sub(" ", bare)), size, x.value, y.value, weight >= 600)
+        # PDFium writes this for the hyphen that divides a word at the end of a line, and goes on with the next one.
+        text = _SPACES.sub(" ", bare).replace("\x02", "")
+        return _Line(clean(text), size, x.value, y.value, weight >= 600)
 
     def _height(self, page: Any, place: int) -> float:
         """Return the size of a character as it is shown: that of the font may be 1 and the page scaled."""
@@ -216,12 +207,12 @@ class _Reader:
     def _encoded(self, found: Any) -> tuple[bytes, str]:
         if found.get_filters() == ["DCTDecode"]:
             return bytes(found.get_data(decode_simple=False)), "image/jpeg"
-        with closing(found.get_bitmap()) as bitmap:
-            target = io.BytesIO()
-            picture = bitmap.to_pil()
-            if picture.mode not in ("1", "L", "RGB", "RGBA"):
-                picture = picture.convert("RGB")
-            picture.save(target, "PNG", compress_level=1)
+        # The bitmap frees itself when this returns, still under the lock.
+        picture = found.get_bitmap().to_pil()
+        if picture.mode not in ("1", "L", "RGB", "RGBA"):
+            picture = picture.convert("RGB")
+        target = io.BytesIO()
+        picture.save(target, "PNG", compress_level=1)
         return target.getvalue(), "image/png"
 
     # --- what the lines mean

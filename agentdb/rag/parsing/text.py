@@ -88,7 +88,8 @@ def _decoded(data: bytes) -> tuple[str, str, list[str]]:
     if text is not None:
         return text, "utf-8", []
     found = data[:_GUESSED_FROM].decode("utf-8", "replace")
-    if found.count("\ufffd") * 20 < sum(char > "\x7f" for char in found):
+    damaged = found.count("\ufffd")
+    if sum(char > "\x7f" for char in found) > 3 * damaged:
         # Damaged UTF-8 rather than something else: most of what is not ASCII is well formed.
         return _replacing(data, "utf-8")
     return _replacing(data, _guess(data[:_GUESSED_FROM]))
@@ -128,9 +129,13 @@ def _guess(sample: bytes) -> str:
         raise MissingDependencyError(
             "text that is not UTF-8 needs charset-normalizer: install 'agentdb-lance[documents]'"
         ) from error
-    best = from_bytes(sample).best()
-    # Windows' Western encoding reads whatever bytes there are.
-    return best.encoding if best is not None else "cp1252"
+    found = list(from_bytes(sample))
+    for one in found:
+        # Among encodings that fit equally well the commonest one is taken.
+        if (one.chaos, one.coherence) == (found[0].chaos, found[0].coherence) and "cp1252" in one.could_be_from_charset:
+            return "cp1252"
+    # It reads whatever bytes there are.
+    return found[0].encoding if found else "cp1252"
 
 
 def paragraphs(text: str, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:

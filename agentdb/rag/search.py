@@ -376,7 +376,8 @@ def _together(hits: Sequence[Sequence[Hit]]) -> list[Hit]:
         for one, score in zip(its, found, strict=True):
             scores[one.id] = scores.get(one.id, 0.0) + weight * float(score)
             best.setdefault(one.id, one)
-    order = sorted(scores, key=lambda one: (-scores[one], one))
+    # The sort is stable: of equal ones those that the query itself found come first.
+    order = sorted(scores, key=lambda one: -scores[one])
     return [replace(best[one], score=scores[one]) for one in order]
 
 

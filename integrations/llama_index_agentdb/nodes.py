@@ -7,6 +7,7 @@ LlamaIndex uses in all stores, what makes the node whole: ``_node_content``, ``_
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -81,6 +82,9 @@ def _row_of(node: BaseNode, position: int) -> tuple[str | None, dict[str, Any]]:
         kind = type(error).__name__
         raise InvalidInputError(f"nodes[{position}] holds what JSON cannot ({kind}), and cannot be stored") from None
     stored: dict[str, Any] = dict(content.get("metadata", {}))
+    for key, value in node.metadata.items():
+        if not _is_finite(value):  # what came out of the dump is null
+            raise InvalidInputError(f"nodes[{position}]: the metadata under {key!r} holds a number that is not finite")
     if EXACT_KEY in stored:
         raise InvalidInputError(f"nodes[{position}]: the metadata key {EXACT_KEY!r} is reserved")
     document = node.ref_doc_id or "None"
@@ -92,6 +96,14 @@ def _row_of(node: BaseNode, position: int) -> tuple[str | None, dict[str, Any]]:
         stored[EXACT_KEY] = exact
     stored[CONTENT_KEY] = made
     return _text_of(node) or None, stored
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    return all(map(_is_finite, value)) if isinstance(value, list | tuple | set) else True
 
 
 def _text_of(node: BaseNode) -> str:

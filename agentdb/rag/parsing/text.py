@@ -89,7 +89,7 @@ def _decoded(data: bytes) -> tuple[str, str, list[str]]:
         return text, "utf-8", []
     found = data[:_GUESSED_FROM].decode("utf-8", "replace")
     damaged = found.count("\ufffd")
-    if sum(char > "\x7f" for char in found) > 3 * damaged:
+    if sum(char > "\x7f" for char in found) >= 3 * damaged:
         # Damaged UTF-8 rather than something else: most of what is not ASCII is well formed.
         return _replacing(data, "utf-8")
     return _replacing(data, _guess(data[:_GUESSED_FROM]))

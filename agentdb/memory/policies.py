@@ -459,6 +459,7 @@ class MemoryPolicies:
         consolidate_after_s: how old a short-term memory must be to be settled.
         working_items, working_tokens: how much working memory a session has; the oldest leave for short-term memory. A token
             is taken for four characters.
+        working_idle_s: how old a working memory gets before upkeep takes its session for ended.
     """
 
     decay: Decay = field(default_factory=ExponentialDecay)
@@ -477,6 +478,7 @@ class MemoryPolicies:
     consolidate_after_s: float = _DAY_S
     working_items: int = 40
     working_tokens: int = 4_000
+    working_idle_s: float = _DAY_S
 
     def __post_init__(self) -> None:
         _require(isinstance(self.decay, Decay), "MemoryPolicies.decay must have activation()")
@@ -502,6 +504,7 @@ class MemoryPolicies:
             isinstance(self.consolidate_after_s, int | float) and 0 <= self.consolidate_after_s < math.inf,
             "MemoryPolicies.consolidate_after_s must be at least 0",
         )
+        _require(_is_duration(self.working_idle_s), "MemoryPolicies.working_idle_s must be above 0")
         _require(_is_duration(self.short_term_half_life_s), "MemoryPolicies.short_term_half_life_s must be above 0")
         _require(
             type(self.working_items) is int and self.working_items >= 1,

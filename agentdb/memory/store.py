@@ -463,6 +463,7 @@ class AgentMemories:
     def maintain(self, agent_id: str | int | None = None, *, limit: int = 10_000) -> MaintenanceReport:
         """Consolidate, close, compress, archive and purge what the policies say, now; return what was done and why.
 
+        - Working memory of sessions that have ended moves to short-term memory.
         - Short-term memories that have settled move to long-term memory. One that says the same as an older memory of its user
           and namespace is merged into it instead: archived, its id among the other's ``sources``.
         - A memory that a newer one contradicts is not true any more from then on: its ``valid_to`` is closed, where the newer one's

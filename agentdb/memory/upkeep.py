@@ -12,10 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from agentdb.errors import AgentDBError, ClosedError
-from agentdb.filters import And, In
+from agentdb.filters import And, Compare, In
 from agentdb.memory.compression import clusters_of, compressed_into, summary_of
 from agentdb.memory.core import MemoryCore
 from agentdb.memory.embedding import AT_RECALL, MemoryEmbedding
@@ -50,6 +50,7 @@ _CLUSTERS = 16
 """Clusters that are looked for at once; each is written by itself."""
 _BACKGROUND_ROWS = 32
 """Memories that one step in the background consolidates or archives."""
+_LEFT_WORKING = "working memory of a session that has ended"
 _ALL = 1 << 40
 _LOOK_EVERY_S = 30.0
 """How often it is looked which agents are due."""
@@ -127,7 +128,7 @@ class Upkeep:
 
     def steps(self, run: _Run) -> Iterator[list[MemoryChange]]:
         """Do an agent's upkeep, and yield after every step what it did; whoever stops here stops between two transactions."""
-        for step in (self._consolidate, self._compress, self._archive, self._purge):
+        for step in (self._leave_working, self._consolidate, self._compress, self._archive, self._purge):
             is_done, vain = False, 0
             while not is_done:
                 if run.left <= 0 or vain == _VAIN_STEPS:
@@ -139,6 +140,23 @@ class Upkeep:
                 yield done
 
     # --- the steps ----------------------------------------------------------------------------------------------------
+
+    def _leave_working(self, run: _Run) -> _Done:
+        """Move working memory of sessions that have ended: nothing was added to it for a while, and nothing pushes it out."""
+        core, idle_s = self._core, self._core.policies.working_idle_s
+        latest = core.now() - timedelta(seconds=idle_s)
+        old = And(equals("agent_id", run.agent_id), equals("tier", "working"), Compare(("recorded_at",), "lte", latest))
+
+        def work() -> list[str]:
+            columns, order = ["id", "importance"], ["recorded_at", "ordinal"]
+            found = list(core.tables.memories.scan(old, columns=columns, order_by=order, limit=run.size))
+            low = [one["id"] for one in found if one["importance"] < core.policies.archive_importance_below]
+            core.change([one["id"] for one in found], {"tier": "short_term"}, "moved", _LEFT_WORKING)
+            core.change(low, {"status": "archived"}, "archived", "its importance is below the bound")
+            return [one["id"] for one in found]
+
+        moved = core.engine.transact(work)
+        return [MemoryChange(one, "moved", _LEFT_WORKING) for one in moved], len(moved) < run.size
 
     def _consolidate(self, run: _Run) -> _Done:
         if not run.rows.has_embedder:

@@ -55,7 +55,6 @@ def memories(db_path: Path, clock: Clock) -> Iterator[AgentMemories]:
 
 def test_short_term_memory_settles_after_a_day(memories: AgentMemories, clock: Clock) -> None:
     made = memories.remember("I have a cat.", agent_id="a")
-    work = memories.remember("My cat at hand", agent_id="a", session_id="s", tier="working")
     skill = memories.remember("How to eat soup", agent_id="a", memory_type="procedural")
     assert memories.maintain("a").changes == ()
     clock.now += DAY
@@ -65,10 +64,24 @@ def test_short_term_memory_settles_after_a_day(memories: AgentMemories, clock: C
     settled = memories.require(made.id)
     assert (settled.tier, settled.memory_type) == ("long_term", "episodic")
     assert memories.require(skill.id).memory_type == "procedural"
-    assert memories.require(work.id).tier == "working"
     event = memories.history(made.id)[-1]
     assert (event.action, event.before) == ("moved", {"tier": "short_term", "memory_type": None})
     assert memories.maintain("a").changes == ()
+
+
+def test_working_memory_of_an_ended_session_moves_on(memories: AgentMemories, clock: Clock) -> None:
+    old = memories.remember("My cat at hand", agent_id="a", session_id="s", tier="working")
+    clock.now += DAY / 2
+    new = memories.remember("My flight at hand", agent_id="a", session_id="s", tier="working")
+    assert memories.maintain("a").changes == ()
+    clock.now += DAY / 2
+    report = memories.maintain("a")
+    assert [one.memory_id for one in report.changes] == [old.id, old.id], "it is old enough for long-term memory, too"
+    assert [one.before.get("tier") for one in memories.history(old.id)] == [None, "working", "short_term"]
+    assert memories.require(new.id).tier == "working"
+    memories.policies = MemoryPolicies(working_items=1)
+    memories.remember("newest", agent_id="a", session_id="s", tier="working")
+    assert memories.require(new.id).tier == "short_term", "the session counts what is left of it"
 
 
 def test_what_says_the_same_is_merged_and_counted(memories: AgentMemories, clock: Clock) -> None:

@@ -88,9 +88,11 @@ class LanceDB(Peer):
         if "owner" in self._table.schema.names:
             self._table.create_scalar_index("owner", index_type="BTREE")
         if self._index is not None:
-            # Its guide: one partition for about 4,096 rows, sub-vectors of eight dimensions.
+            # Its guide: one partition for about 4,096 rows, sub-vectors of eight dimensions, or as near as divides them.
             partitions = max(self.loaded // 4096, 16)
-            width = {"num_sub_vectors": self._table.schema.field("vector").type.list_size // 8}
+            dimension = self._table.schema.field("vector").type.list_size
+            parts = next(n for n in range(dimension // 8, 0, -1) if dimension % n == 0)
+            width = {"num_sub_vectors": parts}
             self._table.create_index(
                 metric="cosine",
                 index_type=self._index,

@@ -1,4 +1,4 @@
-"""Retrievers straight from a database: over a collection, and over what an agent remembers."""
+"""Retrievers straight from a database: over a collection, over ingested documents, and over what an agent remembers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Any, Literal
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks.base import CallbackManager
-from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
+from llama_index.core.schema import (
+    NodeRelationship,
+    NodeWithScore,
+    ObjectType,
+    QueryBundle,
+    RelatedNodeInfo,
+    TextNode,
+)
 from llama_index.core.vector_stores.types import MetadataFilters
 
 from agentdb import (
@@ -21,6 +28,7 @@ from agentdb import (
     Hit,
     InvalidInputError,
     Memory,
+    Passage,
     Query,
     Recalled,
     RecallWeights,
@@ -35,19 +43,26 @@ Mode = Literal["hybrid", "vector", "text"]
 
 
 class AgentDBRetriever(Closing, BaseRetriever):
-    """Find nodes in a collection by meaning, words or both; what was written before is found.
+    """Find nodes in a collection, or in ingested documents, by meaning, words or both; what was written before is found.
 
     Any collection will do: one that an `AgentDBVectorStore` filled gives its nodes back whole, another gives a ``TextNode`` for
-    each row. ``aretrieve`` runs on threads of its own and never blocks the event loop.
+    each row. With ``documents=True`` it finds passages of what ``db.documents`` has ingested, each with its place: where it
+    lies in its document (``start_char_idx``, ``end_char_idx``, the source's id), and in the metadata ``label`` (title, headings and
+    page in one line, which models see), ``document_id``, ``source``, ``title``, ``page`` and ``headings`` (which they do not).
+
+    ``aretrieve`` runs on threads of its own and never blocks the event loop.
 
     Args:
         db_or_path: an open database, which stays the caller's to close, or the path of one.
-        collection: its name. One that does not exist yet holds nothing.
+        collection: its name; None: ``"llama_index"``, or ``"documents"``. One that does not exist yet holds nothing.
+        documents: search ``db.documents``, and not ``db.collection``.
         similarity_top_k: at most so many nodes.
         mode: ``"hybrid"``: by meaning and words; ``"vector"``; ``"text"``: by words.
         filters: LlamaIndex's filters, or a filter made of ``agentdb.field``.
         embed_model: makes the query's vector, and must be what made those that are stored; None: the collection's own embedder.
-        search_options: more arguments of ``Collection.search``, such as ``weights``, ``rerank``, ``min_score`` and ``group_by``.
+            Documents are always searched by the embedder that they were ingested with.
+        search_options: more arguments of ``Collection.search`` or ``Documents.search``, such as ``weights``, ``rerank`` and
+            ``min_score``.
         callback_manager: as in every retriever.
         verbose: as in every retriever.
     """
@@ -56,7 +71,8 @@ class AgentDBRetriever(Closing, BaseRetriever):
         self,
         db_or_path: Database | AsyncDatabase | str | os.PathLike[str],
         *,
-        collection: str = "llama_index",
+        collection: str | None = None,
+        documents: bool = False,
         similarity_top_k: int = 10,
         mode: Mode = "hybrid",
         filters: MetadataFilters | Filter | None = None,
@@ -65,40 +81,72 @@ class AgentDBRetriever(Closing, BaseRetriever):
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
     ) -> None:
-        name = check_collection(collection)
+        default = "documents" if documents else "llama_index"
+        self._name = check_collection(default if collection is None else collection)
         if mode not in ("hybrid", "vector", "text"):
             raise InvalidInputError("mode must be 'hybrid', 'vector' or 'text'")
         if embed_model is not None and not isinstance(embed_model, BaseEmbedding):
             raise InvalidInputError(f"embed_model must be an embedding model, not {type(embed_model).__name__}")
-        taken = {"filter", "mode", "include", "explain"} & set(search_options or {})
+        if embed_model is not None and documents:
+            raise InvalidInputError("embed_model: documents are searched by the embedder that they were ingested with")
+        taken = {"query", "k", "filter", "mode", "include", "explain", "collection"} & set(search_options or {})
         if taken:
             raise InvalidInputError(f"search_options cannot hold {', '.join(sorted(taken))}")
-        self._k = check_count("similarity_top_k", similarity_top_k)
-        self._mode = mode
-        self._filter = filters if isinstance(filters, Filter) else to_filter(filters)
+        self._is_documents = documents
         self._embed_model = embed_model
-        self._options = dict(search_options or {})
-        self._connection = Connection(db_or_path, lambda db: OpenCollection(db, name))
+        self._options: dict[str, Any] = {
+            **(search_options or {}),
+            "k": check_count("similarity_top_k", similarity_top_k),
+            "mode": mode,
+            "filter": filters if isinstance(filters, Filter) else to_filter(filters),
+        }
+        self._connection = Connection(db_or_path, lambda db: OpenCollection(db, self._name))
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         vector = query_bundle.embedding
-        if vector is None and self._mode != "text" and self._embed_model is not None:
+        if vector is None and self._embed_model is not None and self._options["mode"] != "text":
             vector = self._embed_model.get_agg_embedding_from_queries(query_bundle.embedding_strs)
         return self._found(query_bundle.query_str, vector)
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         vector = query_bundle.embedding
-        if vector is None and self._mode != "text" and self._embed_model is not None:
+        if vector is None and self._embed_model is not None and self._options["mode"] != "text":
             vector = await self._embed_model.aget_agg_embedding_from_queries(query_bundle.embedding_strs)
         return await self._connection.run("read", lambda: self._found(query_bundle.query_str, vector))
 
     def _found(self, text: str, vector: list[float] | None) -> list[NodeWithScore]:
-        query = Query(text=text, vector=None if self._mode == "text" else vector)
-        hits: list[Hit] = self._connection().read(
-            lambda found: found.search(query, self._k, mode=self._mode, filter=self._filter, **self._options), list
-        )
+        opened = self._connection()
+        if self._is_documents:
+            passages = opened.db.documents.search(text, collection=self._name, **self._options)
+            return [_of_passage(one) for one in passages]
+        query = Query(text=text, vector=None if self._options["mode"] == "text" else vector)
+        hits: list[Hit] = opened.read(lambda found: found.search(query, **self._options), list)
         return [NodeWithScore(node=to_node(hit.id, hit.text, hit.metadata), score=hit.score) for hit in hits]
+
+
+def _of_passage(passage: Passage) -> NodeWithScore:
+    place = {
+        "document_id": passage.document_id,
+        "source": passage.source,
+        "title": passage.title,
+        "page": passage.page,
+        "headings": list(passage.heading_path),
+    }
+    known = {key: value for key, value in place.items() if value not in (None, [])}
+    node = TextNode(
+        id_=passage.id,
+        text=passage.text,
+        metadata={**passage.metadata, **known, "label": passage.label},
+        start_char_idx=passage.start,
+        end_char_idx=passage.end,
+        relationships={
+            NodeRelationship.SOURCE: RelatedNodeInfo(node_id=passage.document_id, node_type=ObjectType.DOCUMENT)
+        },
+        excluded_llm_metadata_keys=list(known),
+        excluded_embed_metadata_keys=list(known),
+    )
+    return NodeWithScore(node=node, score=passage.score)
 
 
 class AgentDBMemoryRetriever(Closing, BaseRetriever):

@@ -17,6 +17,7 @@ from agentdb.errors import InvalidInputError
 from agentdb.rag import pieces
 from agentdb.rag.parsing.model import Block, ParsedDocument
 from agentdb.rag.pieces import Cut, Piece
+from agentdb.rag.syntax import outline
 
 __all__ = ["Chunk", "Chunker", "CountTokens", "StructureChunker"]
 
@@ -28,6 +29,9 @@ _CHARS_PER_TOKEN = 32
 _REGION = 1 << 20
 """Characters that are cut into pieces at a time, so that memory stays small beside the text's own."""
 _MOST_WORDS = 1 << 19
+_FENCE = re.compile(r" {0,3}(?:`{3,}|~{3,})[^\n]*(?:\n|\Z)")
+_FENCE_END = re.compile(r"\n[ \t]*(?:`{3,}|~{3,})[ \t]*\Z")
+_LINE_END = re.compile(r"\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Chunker(Protocol):
 class StructureChunker:
     """Cuts where the text is divided: at headings, blocks, definitions, items, rows and sentences, in this order.
 
-    A chunk ends at the best such place in its second half, and at a heading already after its first quarter. Fenced
+    A chunk ends at the best such place in its second half, at a heading or a definition from its first quarter on. Fenced
     code and tables that fit are never cut. A sentence or a word that does not fit is cut inside.
 
     Args:
@@ -91,7 +95,7 @@ class StructureChunker:
         spans: list[tuple[int, int]] = []
         for region in regions(document):
             spans += packer.pack(packer.pieces(region))
-        return placed(document, spans)
+        return placed(document, spans, packer.definitions)
 
 
 def require_tokens(name: str, value: object, least: int) -> None:
@@ -106,14 +110,22 @@ def require_tokens(name: str, value: object, least: int) -> None:
         raise InvalidInputError(f"{name} must be at least {least}, not {value}")
 
 
-def placed(document: ParsedDocument, spans: Sequence[tuple[int, int]]) -> list[Chunk]:
-    """Return spans as chunks that know their place."""
-    return [
-        Chunk(
-            start, end, document.page_of(start), _common(document.heading_path(start), document.heading_path(end - 1))
-        )
-        for start, end in spans
-    ]
+def placed(
+    document: ParsedDocument, spans: Sequence[tuple[int, int]], definitions: Sequence[tuple[int, int, str]] = ()
+) -> list[Chunk]:
+    """Return spans, in order, as chunks that know their place."""
+    chunks: list[Chunk] = []
+    open_: list[tuple[int, int, str]] = []
+    at = 0
+    for start, end in spans:
+        while at < len(definitions) and definitions[at][0] <= start:
+            open_.append(definitions[at])
+            at += 1
+        open_ = [one for one in open_ if one[1] > start]
+        inside = tuple(name for _, last, name in open_ if last >= end)
+        path = _common(document.heading_path(start), document.heading_path(end - 1))
+        chunks.append(Chunk(start, end, document.page_of(start), (*path, *inside)))
+    return chunks
 
 
 def _common(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
@@ -212,6 +224,8 @@ class Packer:
         self._limit = chunk_tokens
         self._capacity = max(1, chunk_tokens - costs.special)
         self._overlap = overlap_tokens
+        self.definitions: list[tuple[int, int, str]] = []
+        """Where classes, functions and the like begin and end, and what they are called, in order, outer ones first."""
 
     # --- pieces
 
@@ -228,7 +242,7 @@ class Packer:
             elif block.start in whole:
                 found.append((block.start, block.end, cut))
             elif block.kind == "code":
-                found += pieces.code_lines(self._text, block.start, block.end, cut)
+                found += self._code(block, cut)
             elif block.kind == "table":
                 found += pieces.table_rows(self._text, block.start, block.end, cut)
             elif block.kind == "list":
@@ -236,6 +250,23 @@ class Packer:
             else:
                 found += pieces.sentences(self._text, block.start, block.end, cut)
         return found
+
+    def _code(self, block: Block, cut: int) -> Iterator[Piece]:
+        """Yield the lines of code that does not fit as a whole, and note what is defined in it."""
+        code = self._text[block.start : block.end]
+        if fence := _FENCE.match(code):
+            # Its lines stay, so that lines keep their numbers, but empty: they are not in the language.
+            code = code[fence.end() :]
+            code = code[: code.rfind("\n") + 1] if _FENCE_END.search(code) else code
+            code = "\n" + code
+        divided = outline(code, block.language)
+        if divided is not None and divided.definitions:
+            starts = [found.end() for found in _LINE_END.finditer(self._text, block.start, block.end)]
+            starts = [block.start, *starts, block.end]
+            for one in divided.definitions:
+                last = min(one.last + 1, len(starts) - 1)
+                self.definitions.append((starts[one.first], starts[last], one.name))
+        return pieces.code_lines(self._text, block.start, block.end, cut, divided)
 
     def _whole(self, blocks: Sequence[Block]) -> set[int]:
         """Return where the code and the tables begin that fit into a chunk."""
@@ -303,18 +334,21 @@ class Packer:
 
     @staticmethod
     def _best(cuts: list[int], sums: list[int], base: int, fresh: int, furthest: int, count: int, capacity: int) -> int:
-        """Return where a chunk ends: the first heading after its first quarter, or the best place in its second half."""
-        early = max(fresh + 1, bisect_right(sums, base + capacity // 4, fresh))
-        for place in range(early, min(furthest + 1, count)):
+        """Return where a chunk ends.
+
+        The first heading after its first quarter, else the last definition there, else the best place in its second half.
+        """
+        quarter = max(fresh + 1, bisect_right(sums, base + capacity // 4, fresh))
+        for place in range(quarter, min(furthest + 1, count)):
             if cuts[place] >= Cut.HEADING_6:
                 return place
         if furthest >= count:
             return count
         half = max(fresh + 1, bisect_right(sums, base + capacity // 2, fresh))
-        for floor in (half, fresh + 1):
+        for floor, least in ((quarter, Cut.NESTED), (half, Cut.INSIDE_WORD), (fresh + 1, Cut.INSIDE_WORD)):
             window = cuts[floor : furthest + 1]
             best = max(window, default=Cut.GLUED)
-            if best > Cut.GLUED:
+            if best >= least:
                 return furthest - window[::-1].index(best)
         return furthest
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
+from typing import Protocol
 
 __all__ = ["Cut", "Piece", "code_lines", "list_lines", "sentences", "shorter", "table_rows"]
 
@@ -37,6 +38,14 @@ class Cut(IntEnum):
     HEADING_1 = 19
 
 
+class Outline(Protocol):
+    """What a grammar tells of code: how good a cut before a line is, for the lines where something begins."""
+
+    @property
+    def cuts(self) -> Mapping[int, int]:
+        """Lines, counted from 0, and cuts."""
+
+
 _LINES = re.compile(r"[^\n]*+\n|[^\n]++")
 # Each run of marks is tried from its first one only, so that a line of a million dots takes a million steps.
 _SENTENCE_END = re.compile(
@@ -57,15 +66,13 @@ _INDENT = re.compile(r"[ \t]*")
 _CLOSER = re.compile(r"[)\]}]|end\b|else\b|elif\b|except\b|finally\b|catch\b|fi\b|done\b|esac\b")
 
 
-def lines(text: str, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
-    """Yield the lines that are not blank, without the white space at their ends, and whether a blank one is before."""
-    was_blank = False
+def lines(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the lines that are not blank, without the white space at their ends."""
     for found in _LINES.finditer(text, start, end):
         first, last = found.span()
         bare = len(text[first:last].rstrip())
         if bare:
-            yield first, first + bare, was_blank
-        was_blank = not bare
+            yield first, first + bare
 
 
 def sentences(text: str, start: int, end: int, first: int) -> Iterator[Piece]:
@@ -96,7 +103,7 @@ def _is_abbreviation(text: str, start: int, end: int) -> bool:
 
 def table_rows(text: str, start: int, end: int, first: int) -> Iterator[Piece]:
     """Yield the rows of a table; its head stays with its first row."""
-    for number, (begin, stop, _) in enumerate(lines(text, start, end)):
+    for number, (begin, stop) in enumerate(lines(text, start, end)):
         yield begin, stop, first if number == 0 else Cut.GLUED if number < 3 else Cut.ROW
 
 
@@ -105,7 +112,7 @@ def list_lines(text: str, start: int, end: int, first: int) -> Iterator[Piece]:
     fence: str | None = None
     began = cut = 0
     outer: int | None = None
-    for begin, stop, _ in lines(text, start, end):
+    for begin, stop in lines(text, start, end):
         line = text[begin:stop]
         mark = _FENCE.match(line)
         if fence is not None:
@@ -131,21 +138,33 @@ def list_lines(text: str, start: int, end: int, first: int) -> Iterator[Piece]:
         yield began, start + len(text[start:end].rstrip()), cut
 
 
-def code_lines(text: str, start: int, end: int, first: int) -> Iterator[Piece]:
-    """Yield the lines of code; how good a cut is follows from blank lines and indentation."""
-    for begin, stop, was_blank in lines(text, start, end):
-        if begin == start:
+def code_lines(text: str, start: int, end: int, first: int, divided: Outline | None = None) -> Iterator[Piece]:
+    """Yield the lines of code; how good a cut is follows from the outline, or from blank lines and indentation."""
+    was_blank = False
+    for number, found in enumerate(_LINES.finditer(text, start, end)):
+        begin, stop = found.span()
+        stop = begin + len(text[begin:stop].rstrip())
+        if begin == stop:
+            was_blank = True
+        elif begin == start:
             yield begin, stop, first
-            continue
-        indent = _INDENT.match(text, begin, stop)
-        assert indent is not None
-        width = len(indent[0].expandtabs(4))
-        if _CLOSER.match(text, indent.end(), stop):
-            yield begin, stop, Cut.GLUED
-        elif was_blank:
-            yield begin, stop, Cut.DEFINITION if width == 0 else Cut.NESTED if width <= 4 else Cut.STATEMENT
         else:
-            yield begin, stop, Cut.STATEMENT if width == 0 else Cut.LINE
+            indent = _INDENT.match(text, begin, stop)
+            assert indent is not None
+            if _CLOSER.match(text, indent.end(), stop):
+                cut: int = Cut.GLUED
+            elif divided is not None:
+                cut = divided.cuts.get(number, Cut.LINE if was_blank else Cut.CLAUSE)
+            else:
+                cut = _by_indent(len(indent[0].expandtabs(4)), is_after_blank=was_blank)
+            yield begin, stop, cut
+            was_blank = False
+
+
+def _by_indent(width: int, *, is_after_blank: bool) -> int:
+    if is_after_blank:
+        return Cut.DEFINITION if width == 0 else Cut.NESTED if width <= 4 else Cut.STATEMENT
+    return Cut.STATEMENT if width == 0 else Cut.LINE
 
 
 def shorter(text: str, piece: Piece, target: int) -> Iterator[Piece]:
@@ -157,7 +176,7 @@ def shorter(text: str, piece: Piece, target: int) -> Iterator[Piece]:
     start, end, first = piece
     broken = list(lines(text, start, end))
     if len(broken) > 1:
-        for begin, stop, _ in broken:
+        for begin, stop in broken:
             yield begin, stop, first if begin == broken[0][0] else Cut.LINE
         return
     at, cut = start, first

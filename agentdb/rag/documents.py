@@ -108,8 +108,8 @@ class Documents:
             collection: 1 to 37 letters, digits, ``_``, ``-`` and ``.``; made where there is none. It is an ordinary collection
                 called ``_documents.NAME``.
             metadata: a JSON object for all of them; what passages can be filtered by, beside what a file says of itself.
-            chunker: a `Chunker`, a LangChain text splitter or a LlamaIndex node parser; None: by structure, in chunks that fit
-                the embedder. Documents that were chunked otherwise are chunked anew.
+            chunker: a `Chunker`, a LangChain text splitter or a LlamaIndex node parser; None: by structure, in chunks of at most
+                480 tokens, which an embedder that reads less reads in parts. Documents that were chunked otherwise are chunked anew.
             parsers: asked before the ones for known formats.
             limits: how far parsing goes.
             include: patterns such as ``"*.md"`` or ``"docs/*"``: only files of a folder that match one, by their name or their
@@ -171,7 +171,7 @@ class Documents:
         if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
             raise InvalidInputError("workers must be an int of 1 or more, or None")
         if chunker is None:
-            size = max(16, min(embedder.max_tokens, _CHUNK_TOKENS) - LEAD_TOKENS)
+            size = _CHUNK_TOKENS - LEAD_TOKENS
             chunker = StructureChunker(chunk_tokens=size, overlap_tokens=size // _OVERLAP, count_tokens=count)
         elif not isinstance(chunker, Chunker):
             raise InvalidInputError(f"chunker must have chunk(document), not be {type(chunker).__name__}")

@@ -32,6 +32,7 @@ from agentdb.rag.parsing import DocumentError, ParseLimits, Parser, parse
 from agentdb.rag.records import RESERVED, IngestFailure, IngestReport, IngestWarning, check_document_metadata
 from agentdb.rag.sources import Candidate, Content, Folder, Stamp, UnreadableError, is_gone, read
 from agentdb.rag.tables import DocumentTables, chunk_id, text_rows
+from agentdb.rag.windows import windows_of
 from agentdb.types import OnProgress, Progress, Row
 from agentdb.vectors.collection import Collection
 
@@ -127,6 +128,7 @@ class _Prepared:
     parts: list[Row]
     ids: list[str]
     texts: list[str]
+    leads: list[int]
     metadata: list[dict[str, Any]]
 
 
@@ -288,18 +290,22 @@ class Ingestion:
         """Begin to embed what was collected; what was embedded meanwhile is stored."""
         window, self._window, self._window_chunks = self._window, [], 0
         if window:
-            texts = [text for one in window for text in one.texts]
             self._store_embedded()
-            self._embedding = window, self._encoder.submit(self._embed, texts)
+            self._embedding = window, self._encoder.submit(self._embed, window)
 
-    def _embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    def _embed(self, window: Sequence[_Prepared]) -> npt.NDArray[np.float32]:
         embedder = self._setup.embedder
+        whole = [text for one in window for text in one.texts]
+        leads = [lead for one in window for lead in one.leads]
+        windows = windows_of(whole, leads, embedder.max_tokens, self._setup.count_tokens)
+        texts = windows.texts
         made = [np.empty((0, embedder.dimension), np.float32)]
         for begin in range(0, len(texts), _EMBED_TEXTS):
             if self._is_cancelled.is_set():
                 break
             made.append(embed_texts(embedder, texts[begin : begin + _EMBED_TEXTS]))
-        return np.concatenate(made)
+        vectors = np.concatenate(made)
+        return vectors if self._is_cancelled.is_set() else windows.pooled(vectors)
 
     def _store_embedded(self) -> None:
         if self._embedding is None:
@@ -470,10 +476,11 @@ def _prepare(candidate: Candidate, content: Content, digest: str, collection: st
         "revision": revision,
         **({} if title is None else {"title": title}),
     }
-    texts, places = [], []
+    texts, leads, places = [], [], []
     for number, (chunk, count) in enumerate(zip(chunks, tokens, strict=True)):
         lead = lead_of(title, chunk.heading_path, text[chunk.start : chunk.end])
         texts.append(lead + text[chunk.start : chunk.end])
+        leads.append(len(lead))
         places.append({**shared, **_place(chunk, number, len(lead), count)})
     row = {
         "collection": collection,
@@ -497,7 +504,8 @@ def _prepare(candidate: Candidate, content: Content, digest: str, collection: st
     }
     encode_json(metadata, path="metadata")
     parts = text_rows(collection, candidate.id, revision, text)
-    return _Prepared(candidate, row, parts, [chunk_id(candidate.id, i) for i in range(len(chunks))], texts, places)
+    ids = [chunk_id(candidate.id, i) for i in range(len(chunks))]
+    return _Prepared(candidate, row, parts, ids, texts, leads, places)
 
 
 def _file_name(candidate: Candidate) -> str | None:

@@ -91,7 +91,7 @@ def _message(plain: Any, classes: Messages) -> BaseMessage:
         raise IntegrityError("a stored message is of a class that is not known here")
     try:
         return kind(**values)
-    except (TypeError, ValueError):
+    except Exception:
         raise IntegrityError(f"a stored {name} cannot be read") from None
 
 

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import bulk, langgraph, peers, saves, scale, vectors
+from benchmarks import bulk, langgraph, llama_index, peers, saves, scale, vectors
 from benchmarks.harness import Figure, save
 
 SUITE = {
@@ -22,6 +22,7 @@ SUITE = {
     "langgraph-step": langgraph.step,
     "langgraph-storage": langgraph.storage,
     "langgraph-async": langgraph.concurrent,
+    "llama-index": llama_index.stores,
     "global": vectors.everywhere,
     "glove": vectors.glove,
     "indices": vectors.indices,

@@ -199,12 +199,18 @@ class AgentDBStore(Closing, BaseStore):
         for number, (get, at) in plan.gets.items():
             found = items.get(at)
             if found is not None:
-                results[number] = Item(**_parts(found))
+                results[number] = Item(
+                    value=_copied(found.value),
+                    key=found.at.key,
+                    namespace=namespace_of(found.at.namespace),
+                    created_at=found.created_at,
+                    updated_at=found.updated_at,
+                )
                 if get.refresh_ttl and found.ttl is not None:
                     read.append(at)
         for number, search in plan.searches.items():
             hits = items.search(self._request(search, vectors))
-            results[number] = [SearchItem(**_parts(one.item), score=one.score) for one in hits]
+            results[number] = [_search_item(one.item, one.score) for one in hits]
             if search.refresh_ttl:
                 read.extend(one.item.at for one in hits if one.item.ttl is not None)
         if plan.lists:
@@ -416,14 +422,9 @@ def _copied(value: Any) -> Any:
     return [_copied(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _parts(found: StoredItem) -> dict[str, Any]:
-    return {
-        "namespace": namespace_of(found.at.namespace),
-        "key": found.at.key,
-        "value": _copied(found.value),
-        "created_at": found.created_at,
-        "updated_at": found.updated_at,
-    }
+def _search_item(found: StoredItem, score: float | None) -> SearchItem:
+    value = _copied(found.value)
+    return SearchItem(namespace_of(found.at.namespace), found.at.key, value, found.created_at, found.updated_at, score)
 
 
 def _listed(namespaces: Sequence[tuple[str, ...]], op: ListNamespacesOp) -> list[tuple[str, ...]]:

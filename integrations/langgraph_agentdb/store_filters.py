@@ -57,15 +57,16 @@ class StoreFilter:
         if found is not None and not isinstance(found, Mapping):
             raise InvalidInputError(f"filter must be a dict or None, not {type(found).__name__}")
         part = _object(base, condition, 0) if condition else None
-        self._test = None if part is None else part.test
+        self.holds: Test = _anything if part is None else part.test
+        """Whether the filter lets an item with this value through."""
         self.tree: Filter | None = None if part is None or part.tree == _ALWAYS else part.tree
         """Selects at least the rows that the filter lets through; None: every row."""
         self.is_exact = part is None or part.is_exact
         """Whether the tree selects no other rows."""
 
-    def holds(self, value: Any) -> bool:
-        """Whether the filter lets an item with this value through."""
-        return self._test is None or self._test(value)
+
+def _anything(_: Any) -> bool:
+    return True
 
 
 def filterable(value: Any) -> Any:

@@ -24,7 +24,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from dataclasses import field as attribute
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -171,6 +173,7 @@ def text_of(namespace: Iterable[str]) -> str:
     return "".join(f"{label}." for label in namespace)
 
 
+@lru_cache(maxsize=1 << 14)
 def namespace_of(text: str) -> tuple[str, ...]:
     """Return the namespace of a text."""
     return tuple(text.split(".")[:-1])
@@ -440,11 +443,15 @@ class Items:
         return [loaded.get(one.at, one) for one in rows]
 
     def _search_resident(self, request: SearchRequest, namespaces: Sequence[_Namespace]) -> list[Scored]:
-        condition = StoreFilter(request.filter, "value")
-        expired = self._expired_below(request.prefix) if any_ttl(namespaces) else set()
+        holds = StoreFilter(request.filter, "value").holds
+        expired = self._expired_below(request.prefix) if self._omits_expired and _any_ttl(namespaces) else set()
 
-        def passes(one: StoredItem) -> bool:
-            return condition.holds(one.value) and one.at not in expired
+        def page(found: Iterable[StoredItem]) -> list[StoredItem]:
+            if request.filter:
+                found = filter(lambda one: holds(one.value), found)
+            if expired:
+                found = (one for one in found if one.at not in expired)
+            return list(islice(found, request.offset, request.wanted))
 
         if request.vector is not None:
             unit = _unit(request.vector[None])[0]
@@ -453,12 +460,13 @@ class Items:
                 rows, scores = namespace.scores(unit)
                 found += zip(scores.tolist(), rows, strict=True)
             found.sort(key=lambda one: (-one[0], one[1].at))
-            return [Scored(item, score) for score, item in _page((one for one in found if passes(one[1])), request)]
+            known = {one.at: score for score, one in found}
+            return [Scored(one, known[one.at]) for one in page(one for _, one in found)]
         if len(namespaces) == 1:
             rows_by_time: Iterable[StoredItem] = namespaces[0].rows
         else:
             rows_by_time = sorted((one for namespace in namespaces for one in namespace.rows), key=_newest_first)
-        return [Scored(one, None) for one in _page((one for one in rows_by_time if passes(one)), request)]
+        return [Scored(one, None) for one in page(rows_by_time)]
 
     # --- large scopes, where they lie ---------------------------------------------------------------------------------
 
@@ -471,7 +479,7 @@ class Items:
         found = (one for one in map(_item, rows) if one.at not in expired)
         if not condition.is_exact:
             found = (one for one in found if condition.holds(one.value))
-        return [Scored(one, None) for one in _page(found, request)]
+        return [Scored(one, None) for one in islice(found, request.offset, request.wanted)]
 
     def _search_nearest(self, request: SearchRequest) -> list[Scored]:
         assert request.vector is not None
@@ -654,7 +662,7 @@ class Items:
 _NONE: Vectors = np.empty((0, 0), np.float32)
 
 
-def any_ttl(namespaces: Iterable[_Namespace]) -> bool:
+def _any_ttl(namespaces: Iterable[_Namespace]) -> bool:
     """Whether an item may ever expire."""
     return any(one.ttl is not None for namespace in namespaces for one in namespace.rows)
 
@@ -665,16 +673,6 @@ def _is_embedded(scope: _Scope) -> bool:
 
 def _newest_first(one: StoredItem) -> Any:
     return -one.updated_at.timestamp(), one.at
-
-
-def _page(found: Iterable[Any], request: SearchRequest) -> list[Any]:
-    page = []
-    for number, one in enumerate(found):
-        if number >= request.wanted:
-            break
-        if number >= request.offset:
-            page.append(one)
-    return page
 
 
 def _below(prefix: str) -> list[Filter]:

@@ -45,21 +45,32 @@ class TestAgentDBStore(StoreTests):
                 one.close()
 
 
+@pytest.mark.slow
 class TestAgentDBStoreCold(TestAgentDBStore):
     """The same while rows go cold."""
 
     config = COLD
 
 
-class TestAgentDBStoreLarge(TestAgentDBStore):
+class LargeScopes(TestAgentDBStore):
     """Scopes that are too large to be held in memory."""
+
+    __test__ = False
 
     @pytest.fixture(autouse=True)
     def nothing_is_small(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(store_items, "_RESIDENT_ITEMS", -1)
 
 
-class TestAgentDBStoreLargeCold(TestAgentDBStoreLarge):
-    """The same while rows go cold."""
+@pytest.mark.slow
+class TestAgentDBStoreLarge(LargeScopes):
+    """In SQLite."""
 
+    __test__ = True
+
+
+class TestAgentDBStoreLargeCold(LargeScopes):
+    """In Lance, or on the way there."""
+
+    __test__ = True
     config = COLD

@@ -310,6 +310,14 @@ _PAST = re.compile(
 )
 
 
+_PRESENT = re.compile(r"\b(?:now|nowadays|currently|these days|from now on)\b", re.IGNORECASE)
+
+
+def _is_of_the_past(text: str) -> bool:
+    """Whether a text only tells what was: "I moved, I live in Porto now" tells what is, too."""
+    return bool(_PAST.search(text)) and not _PRESENT.search(text)
+
+
 def _names(text: str) -> frozenset[str]:
     return frozenset(one.casefold() for one in _NAME.findall(text))
 
@@ -375,7 +383,7 @@ class ContradictionRule:
         """Return why the newer statement takes the older one's place, in a word or two; None: it does not."""
         if cosine < self.cosine or not _same_source(newer, older):
             return None
-        if newer.text.rstrip().endswith("?") or older.text.rstrip().endswith("?") or _PAST.search(older.text):
+        if newer.text.rstrip().endswith("?") or older.text.rstrip().endswith("?") or _is_of_the_past(older.text):
             return None
         mine, theirs = _terms(newer.text), _terms(older.text)
         if _overlap(mine, theirs) < self.overlap:

@@ -210,6 +210,8 @@ def test_what_two_people_say_is_no_duplicate() -> None:
         ("My flight leaves at 18:40.", "My flight leaves at 17:10.", None),
         ("I don't go to the gym.", "I went to the gym yesterday.", None),
         ("I moved, I live in Porto now.", "I live in Lisbon.", "said to have changed"),
+        ("I moved, I live in Rome now.", "I moved, I live in Porto now.", "said to have changed"),
+        ("I moved to Rome, I live there now.", "I moved to Porto last year.", None),
         ("I live in Porto with my cat.", "I live in Porto with my dog.", None),
         ("The weather is fine.", "I live in Lisbon.", None),
         ("Do I still live in Lisbon now?", "I live in Lisbon.", None),

@@ -15,18 +15,21 @@ WORKER = """
 import sys
 from pathlib import Path
 import agentdb
-from agentdb import Config, MemoryPolicies
+from agentdb import CompressionRule, Config, MemoryPolicies
 from agentdb_embedders import HashingEmbedder
 
 path, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-with agentdb.open(path, config=Config(maintenance=False), embedder=HashingEmbedder(32)) as db:
-    db.memories.policies = MemoryPolicies(consolidate_after_s=0)
+with agentdb.open(path, config=Config(tick_s=0.01), embedder=HashingEmbedder(32)) as db:
+    compression = CompressionRule(after_s=0, most_uses=1, importance_below=2, cosine=-1.0, least=4, most=6)
+    db.memories.policies = MemoryPolicies(consolidate_after_s=0, compression=compression, upkeep_every_s=0.001)
     for i in range(count):
         made = db.memories.remember(f"{name} says word{i} of {i % 7}", agent_id="a", session_id="s", speaker=name)
         print(made.id, flush=True)
         if i % 5 == 4:
             db.memories.maintain("a")
-            db.memories.recall(f"word{i}", agent_id="a")
+            db.memories.recall(f"word{i}", agent_id="a", k=2)
+        if i % 10 == 9:
+            db.optimize()  # upkeep in the background, to its end
 """
 
 
@@ -46,6 +49,15 @@ def check(path: Path, acknowledged: list[str]) -> agentdb.VerifyReport:
         assert {one.tier for one in settled if one.status == "active"} == {"long_term"}
         moves = [[one.action for one in db.memories.history(memory.id)] for memory in settled]
         assert all(actions.count("moved") <= 1 for actions in moves), "nothing is settled twice"
+        summaries = [one for one in settled if one.origin == "summary"]
+        summed = [source for one in summaries for source in one.sources]
+        assert len(set(summed)) == len(summed), "nothing is in two summaries"
+        assert summed, "there are summaries at all"
+        statuses = {one.id: one.status for one in settled}
+        assert {statuses[one] for one in summed} == {"archived"}
+        assert set(acknowledged) - set(summed) == {one for one in acknowledged if statuses[one] == "active"} | {
+            one.id for one in settled if any(one.id in its.sources for its in settled if its.origin is None)
+        }, "what is archived is in a summary, or says the same as another memory"
         return db.verify()
 
 

@@ -453,6 +453,9 @@ class AsyncDocuments(_Twin[Documents]):
     erase = _writes(Documents.erase)
     drop = _writes(Documents.drop)
     search = _searches(Documents.search)
+    search_images = _searches(Documents.search_images)
+    image = _reads(Documents.image)
+    images = _reads(Documents.images)
     context = _searches(Documents.context)
     answer = _embeds(Documents.answer)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
@@ -13,13 +14,15 @@ from agentdb.filters import Filter
 from agentdb.llm import LanguageModel, as_language_model
 from agentdb.rag.chunking import Chunker, StructureChunker
 from agentdb.rag.context import ContextOrder, Packing, answer_from, pack
-from agentdb.rag.ingestion import LEAD_TOKENS, Ingestion, Setup, chunk_ids, default_workers
+from agentdb.rag.images import IMAGE_VECTOR, ImageOptions, StoredImage, image_vector
+from agentdb.rag.ingestion import LEAD_TOKENS, Ingestion, Setup, default_workers, remove_documents
 from agentdb.rag.parsing import ParseLimits, Parser
 from agentdb.rag.records import (
     Answer,
     Context,
     ContextFormat,
     Document,
+    FoundImage,
     IngestReport,
     Passage,
     StoredDocument,
@@ -27,9 +30,10 @@ from agentdb.rag.records import (
 )
 from agentdb.rag.search import Expand, PassageFinder, PassageOptions, PassageRequest
 from agentdb.rag.sources import Candidate, Folder, FolderRules, candidates, path_of
-from agentdb.rag.tables import COLLECTION_PREFIX, DocumentTables, part_keys, to_document
+from agentdb.rag.tables import COLLECTION_PREFIX, DocumentTables, part_keys, row_ids, to_document
 from agentdb.types import ErasureReceipt, OnProgress, Row
 from agentdb.vectors.collection import Collection
+from agentdb.vectors.definition import VectorSpec
 from agentdb.vectors.query import Fusion, Mode
 from agentdb.vectors.registry import Collections
 
@@ -72,6 +76,7 @@ class Documents:
         self._find_embedder = embedder
         self._opened: DocumentTables | None = None
         self._handles: dict[str, Collection] = {}
+        self._image_embedders: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return "Documents()"
@@ -85,6 +90,7 @@ class Documents:
         collection: str = "documents",
         metadata: Mapping[str, Any] | None = None,
         chunker: Chunker | Any = None,
+        images: ImageOptions | None = None,
         parsers: Sequence[Parser] = (),
         limits: ParseLimits | None = None,
         include: str | Iterable[str] | None = None,
@@ -110,6 +116,8 @@ class Documents:
             metadata: a JSON object for all of them; what passages can be filtered by, beside what a file says of itself.
             chunker: a `Chunker`, a LangChain text splitter or a LlamaIndex node parser; None: by structure, in chunks of at most
                 480 tokens, which an embedder that reads less reads in parts. Documents that were chunked otherwise are chunked anew.
+            images: what is done with the pictures of documents, and with those that are documents: describe, embed, keep them.
+                None: they are left out. A collection has vectors of pictures if its first ingest made them.
             parsers: asked before the ones for known formats.
             limits: how far parsing goes.
             include: patterns such as ``"*.md"`` or ``"docs/*"``: only files of a folder that match one, by their name or their
@@ -138,8 +146,10 @@ class Documents:
         folders: builtins.list[Folder] = []
         found = candidates(source, rules, folders)
         first = next(found, None)  # says what is wrong with the source before anything is made for it
-        chunks = self._made(name)
-        setup = self._setup(chunks, chunker, parsers, limits, given, workers)
+        if images is not None and not isinstance(images, ImageOptions):
+            raise InvalidInputError(f"images must be ImageOptions or None, not {type(images).__name__}")
+        chunks = self._made(name, images)
+        setup = self._setup(chunks, chunker, images, parsers, limits, given, workers)
         total = _total(source, rules) if on_progress is not None else None
         ingestion = Ingestion(self._engine, self._tables, chunks, name, setup, on_progress, total)
         everything = found if first is None else _chained(first, found)
@@ -149,6 +159,7 @@ class Documents:
         self,
         chunks: Collection,
         chunker: Any,
+        images: ImageOptions | None,
         parsers: Any,
         limits: Any,
         metadata: Mapping[str, Any],
@@ -182,6 +193,7 @@ class Documents:
             parsers=own,
             limits=ParseLimits() if limits is None else limits,
             metadata=metadata,
+            images=images,
             workers=default_workers() if workers is None else workers,
         )
 
@@ -278,11 +290,7 @@ class Documents:
         def work() -> int:
             rows = self._doomed(tables, name, ids, filter)
             if rows:
-                chunks = self._require(name)
-                gone = builtins.list(chunk_ids(rows))
-                if gone:
-                    chunks.delete(gone)
-                tables.remove(name, rows)
+                remove_documents(tables, self._require(name), name, rows)
             return len(rows)
 
         return self._engine.transact(work)
@@ -313,9 +321,12 @@ class Documents:
             raise NotFoundError("this database holds no documents")
         with self._engine.transaction():
             rows = self._doomed(tables, name, ids, filter)
-            gone = builtins.list(chunk_ids(rows))
+            gone = builtins.list(row_ids(rows))
             if gone:
                 self._require(name).erase(gone)
+            pictures = [(name, row["id"], number) for row in rows for number in range(row["images"])]
+            if pictures:
+                tables.images.table.erase_many(pictures)
             tables.texts.erase_many([key for row in rows for key in part_keys(name, row["id"], row["chars"])])
             receipt = tables.documents.erase_many([(name, row["id"]) for row in rows])
         self._engine.settle_erasures()
@@ -328,7 +339,7 @@ class Documents:
         def work() -> bool:
             tables = self._existing
             if tables is not None:
-                tables.remove(name, builtins.list(tables.scan(name, columns=["id", "chars"])))
+                tables.remove(name, builtins.list(tables.scan(name, columns=["id", "chars", "images"])))
             return self._collections.drop(COLLECTION_PREFIX + name)
 
         self._handles.pop(name, None)
@@ -337,7 +348,7 @@ class Documents:
     def _doomed(
         self, tables: DocumentTables, name: str, ids: Sequence[str] | None, condition: Filter | None
     ) -> builtins.list[Row]:
-        columns = ["id", "chars", "chunks"]
+        columns = ["id", "chars", "chunks", "images"]
         if ids is None:
             return builtins.list(tables.scan(name, condition, columns=columns))
         return [row for row in tables.rows(name, ids) if row is not None]
@@ -407,6 +418,57 @@ class Documents:
         request = PassageRequest.of(query, k, options)
         finder = self._finder(self._checked(collection))
         return [] if finder is None else finder.search(request)
+
+    def search_images(
+        self,
+        query: str | bytes | os.PathLike[str],
+        k: int = 10,
+        *,
+        collection: str = "documents",
+        filter: Filter | None = None,
+        embedder: Any = None,
+    ) -> builtins.list[FoundImage]:
+        """Return the K pictures that are nearest to a text or to a picture, best first; fewer where there are fewer.
+
+        Args:
+            query: a text; or an encoded picture or the path of one.
+            k: at least 1.
+            collection: where to look; one that does not exist has no pictures.
+            filter: only pictures of documents, or pages, that match; see the class.
+            embedder: of texts and pictures: the one whose vectors are stored. None: the one of the last ingest of this handle.
+
+        Raises:
+            InvalidInputError: an argument cannot be accepted, or there is no embedder.
+        """
+        name = self._checked(collection)
+        handle, tables = self._handle(name), self._existing
+        if not isinstance(query, str | bytes | os.PathLike):
+            raise InvalidInputError(
+                f"query must be a text, or the bytes or path of a picture, not {type(query).__name__}"
+            )
+        if handle is None or tables is None or IMAGE_VECTOR not in handle.vectors:
+            return []
+        own = self._image_embedders.get(name) if embedder is None else embedder
+        if own is None:
+            raise InvalidInputError("give the embedder of texts and pictures that made the vectors: embedder=...")
+        vector = own.embed([query], "query")[0] if isinstance(query, str) else own.embed_images([query])[0]
+        return PassageFinder(self._engine, tables, handle, name).images(vector, k, filter)
+
+    def image(self, document_id: str, number: int = 0, *, collection: str = "documents") -> bytes:
+        """Return an encoded picture of a document.
+
+        Raises:
+            NotFoundError: there is no such picture, or the file in which it stayed is gone or has changed.
+        """
+        row = self._row(document_id, collection)
+        if row is None or not isinstance(number, int) or not 0 <= number < row["images"]:
+            raise NotFoundError(f"document {document_id} has no image {number}")
+        return self._tables.images.data(collection, document_id, number)
+
+    def images(self, document_id: str, *, collection: str = "documents") -> builtins.list[StoredImage]:
+        """Return what is known of the pictures of a document, in their order; none if there is no such document."""
+        row = self._row(document_id, collection)
+        return [] if row is None or not row["images"] else self._tables.images.of_document(collection, document_id)
 
     def context(
         self,
@@ -512,14 +574,31 @@ class Documents:
             return self._tables
         return None
 
-    def _made(self, name: str) -> Collection:
-        """Return the collection of chunks, made if there is none."""
+    def _made(self, name: str, images: ImageOptions | None) -> Collection:
+        """Return the collection of chunks, made if there is none.
+
+        Raises:
+            InvalidInputError: it has no place for the vectors of pictures.
+        """
         full = COLLECTION_PREFIX + name
+        wanted = image_vector(images)
         if not self._collections.has(full):
-            return self._collections.open(
-                full, dimension=None, metric=None, embedder=None, vectors=None, schema=_SCHEMA
+            embedder = self._find_embedder()
+            vectors = {"vector": VectorSpec(embedder.dimension), **wanted}
+            made = self._collections.open(
+                full, dimension=None, metric=None, embedder=embedder, vectors=vectors, schema=_SCHEMA
             )
-        return self._require(name)
+        else:
+            made = self._require(name)
+        found = made.vectors.get(IMAGE_VECTOR)
+        if wanted and found != wanted[IMAGE_VECTOR]:
+            what = "no vectors of pictures" if found is None else f"vectors of pictures of {found.dimension} dimensions"
+            raise InvalidInputError(
+                f"the documents of collection {name} have {what}, as its first ingest said: use another collection"
+            )
+        if images is not None and images.embedder is not None:
+            self._image_embedders[name] = images.embedder
+        return made
 
     def _require(self, name: str) -> Collection:
         """Return the collection of chunks.

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields, is_dataclass
 from hashlib import blake2b
@@ -28,10 +28,12 @@ from agentdb.embedding import Embedder, embed_texts
 from agentdb.errors import AgentDBError, InvalidInputError, MissingDependencyError
 from agentdb.filters import encode_json
 from agentdb.rag.chunking import Chunk, Chunker
+from agentdb.rag.images import IMAGE_VECTOR, ImageOptions, PreparedImage, describe, image_id
+from agentdb.rag.images import prepare as prepare_images
 from agentdb.rag.parsing import DocumentError, ParseLimits, Parser, parse
 from agentdb.rag.records import RESERVED, IngestFailure, IngestReport, IngestWarning, check_document_metadata
 from agentdb.rag.sources import Candidate, Content, Folder, Stamp, UnreadableError, is_gone, read
-from agentdb.rag.tables import DocumentTables, chunk_id, text_rows
+from agentdb.rag.tables import DocumentTables, chunk_id, row_ids, text_rows
 from agentdb.rag.windows import windows_of
 from agentdb.types import OnProgress, Progress, Row
 from agentdb.vectors.collection import Collection
@@ -80,6 +82,7 @@ class Setup:
 
     Attributes:
         metadata: of all documents of the ingest.
+        images: what is done with pictures; None: they are left out.
         workers: threads that read, parse and chunk.
     """
 
@@ -89,6 +92,7 @@ class Setup:
     parsers: tuple[Parser, ...]
     limits: ParseLimits
     metadata: Mapping[str, Any]
+    images: ImageOptions | None
     workers: int
 
     def metadata_of(self, candidate: Candidate) -> dict[str, Any]:
@@ -106,6 +110,7 @@ class Setup:
             [self.embedder.name, self.embedder.dimension],
             self.metadata_of(candidate),
             candidate.name,
+            None if self.images is None else self.images.setup,
             None if content is None else [content.title, content.media_type],
         ]
         return blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=12).hexdigest()
@@ -130,6 +135,8 @@ class _Prepared:
     texts: list[str]
     leads: list[int]
     metadata: list[dict[str, Any]]
+    images: list[PreparedImage]
+    image_metadata: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +188,7 @@ class Ingestion:
         self._reading: deque[tuple[Future[_Outcome], int]] = deque()
         self._reading_bytes = 0
         self._window: list[_Prepared] = []
-        self._window_chunks = 0
+        self._window_chunks = self._window_bytes = 0
         self._embedding: tuple[list[_Prepared], Future[npt.NDArray[np.float32]]] | None = None
         self._touched: list[_Same] = []
         self._under_way: set[str] = set()
@@ -265,7 +272,8 @@ class Ingestion:
             return
         self._window.append(outcome)
         self._window_chunks += len(outcome.ids)
-        if self._window_chunks >= _WINDOW_CHUNKS:
+        self._window_bytes += outcome.row["size_bytes"]
+        if self._window_chunks >= _WINDOW_CHUNKS or self._window_bytes >= _IN_FLIGHT_BYTES:
             self._embed_window()
 
     def _await(self, future: Future[T]) -> T:
@@ -288,7 +296,8 @@ class Ingestion:
 
     def _embed_window(self) -> None:
         """Begin to embed what was collected; what was embedded meanwhile is stored."""
-        window, self._window, self._window_chunks = self._window, [], 0
+        window, self._window = self._window, []
+        self._window_chunks = self._window_bytes = 0
         if window:
             self._store_embedded()
             self._embedding = window, self._encoder.submit(self._embed, window)
@@ -329,18 +338,27 @@ class Ingestion:
         self._tables.remove(self._name, there)
         ids = [one for its in window for one in its.ids]
         kept = set(ids)
-        surplus = [one for one in chunk_ids(there) if one not in kept]
+        surplus = [one for one in row_ids(there) if one not in kept]
         if surplus:
             self._collection.delete(surplus)
         if ids:
             texts = [text for one in window for text in one.texts]
             metadata = [its for one in window for its in one.metadata]
-            # Images, and what is said of them, join this transaction here.
             self._collection.upsert(ids, vectors, texts, metadata)
+        self._put_images([one for one in window if one.images])
         self._tables.texts.put_many(row for one in window for row in one.parts)
         now = self._engine.config.clock()
         self._tables.documents.put_many({**one.row, "ingested_at": now} for one in window)
         return [row is None for row in before]
+
+    def _put_images(self, window: Sequence[_Prepared]) -> None:
+        for one in window:
+            document = one.candidate.id
+            self._tables.images.put(self._name, document, one.row["revision"], one.images)
+            ids = [image_id(document, image.number) for image in one.images]
+            vectors = [image.vector for image in one.images]
+            given = None if any(vector is None for vector in vectors) else {IMAGE_VECTOR: vectors}
+            self._collection.upsert(ids, given, None, one.image_metadata)
 
     # --- what is not stored -------------------------------------------------------------------------------------------
 
@@ -382,7 +400,7 @@ class Ingestion:
 
     def _remove_gone(self, folder: Folder) -> None:
         """Delete the documents of files that are no longer in a folder."""
-        rows = self._tables.scan(self._name, columns=["id", "source", "inode", "chars", "chunks"])
+        rows = self._tables.scan(self._name, columns=["id", "source", "inode", "chars", "chunks", "images"])
         gone = (
             row for row in rows if row["inode"] is not None and folder.holds(row["source"]) and is_gone(row["source"])
         )
@@ -401,18 +419,11 @@ class Ingestion:
         return len(rows)
 
 
-def chunk_ids(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield the ids of all chunks of documents."""
-    for row in rows:
-        for number in range(row["chunks"]):
-            yield chunk_id(row["id"], number)
-
-
 def remove_documents(
     tables: DocumentTables, collection: Collection, name: str, rows: Sequence[Mapping[str, Any]]
 ) -> None:
     """Delete documents with all that belongs to them, in the caller's transaction."""
-    ids = list(chunk_ids(rows))
+    ids = list(row_ids(rows))
     if ids:
         collection.delete(ids)
     tables.remove(name, rows)
@@ -456,6 +467,11 @@ def _prepare(candidate: Candidate, content: Content, digest: str, collection: st
     if media_type is None and given is not None and isinstance(given.content, str) and candidate.name is None:
         media_type = "text/plain"
     parsed = parse(content.data, name=candidate.name, media_type=media_type, limits=setup.limits, parsers=setup.parsers)
+    if setup.images is not None:
+        parsed = describe(parsed, setup.images)
+    elif parsed.media_type.startswith("image/"):
+        message = "it is a picture, which is left out without images=ImageOptions(...)"
+        raise UnreadableError(IngestFailure(candidate.source, "image", message))
     text = parsed.text
     try:
         text.encode()
@@ -482,6 +498,7 @@ def _prepare(candidate: Candidate, content: Content, digest: str, collection: st
         texts.append(lead + text[chunk.start : chunk.end])
         leads.append(len(lead))
         places.append({**shared, **_place(chunk, number, len(lead), count)})
+    images, problems = ([], []) if setup.images is None else prepare_images(parsed, setup.images, candidate.path)
     row = {
         "collection": collection,
         "id": candidate.id,
@@ -498,14 +515,24 @@ def _prepare(candidate: Candidate, content: Content, digest: str, collection: st
         "read_at_ns": None if content.stamp is None else content.read_at_ns,
         "chars": len(text),
         "chunks": len(chunks),
+        "images": len(images),
         "tokens": sum(tokens),
         "metadata": metadata,
-        "warnings": list(parsed.warnings),
+        "warnings": [*parsed.warnings, *problems],
     }
     encode_json(metadata, path="metadata")
     parts = text_rows(collection, candidate.id, revision, text)
     ids = [chunk_id(candidate.id, i) for i in range(len(chunks))]
-    return _Prepared(candidate, row, parts, ids, texts, leads, places)
+    pictures = [
+        {
+            **shared,
+            "image": one.number,
+            "place": f"{one.number} {one.start} {one.end} 0 0",
+            **({} if one.page is None else {"page": one.page}),
+        }
+        for one in images
+    ]
+    return _Prepared(candidate, row, parts, ids, texts, leads, places, images, pictures)
 
 
 def _file_name(candidate: Candidate) -> str | None:

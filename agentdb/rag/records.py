@@ -17,6 +17,7 @@ __all__ = [
     "Context",
     "ContextFormat",
     "Document",
+    "FoundImage",
     "IngestFailure",
     "IngestReport",
     "IngestWarning",
@@ -30,7 +31,7 @@ __all__ = [
 ContextFormat = Literal["markdown", "xml", "messages"]
 OmittedReason = Literal["budget", "duplicate", "per_source", "shortened"]
 
-RESERVED = ("document_id", "headings", "media_type", "page", "place", "revision", "source", "title")
+RESERVED = ("document_id", "headings", "image", "media_type", "page", "place", "revision", "source", "title")
 """Keys of a chunk's metadata that say where it comes from; a document's own metadata stands beside them."""
 
 
@@ -109,6 +110,7 @@ class StoredDocument:
         size_bytes: of the file or data.
         chars: length of the extracted text in characters.
         chunks: how many there are.
+        images: pictures that are stored of it.
         tokens: of all chunks, as the embedder counts; 0 where it does not.
         metadata: what was found in it, such as its author, and what was given.
         warnings: what could not be read of it.
@@ -126,6 +128,7 @@ class StoredDocument:
     size_bytes: int
     chars: int
     chunks: int
+    images: int
     tokens: int
     metadata: Mapping[str, Any] = field(hash=False)
     warnings: tuple[str, ...]
@@ -234,6 +237,34 @@ def place_label(name: str, heading_path: tuple[str, ...], page: int | None) -> s
     parts = [name, *(one for one in heading_path if one != name)]
     shown = " > ".join(" ".join(one.split()) for one in parts)
     return shown if page is None else f"{shown}, p. {page}"
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """A picture that was found; ``db.documents.image(document_id, number)`` returns it.
+
+    Attributes:
+        document_id: of the document that it stands in, or is.
+        number: 0, 1, ... in that document.
+        source: of the document.
+        title: of the document, if it has one.
+        score: the cosine of its vector and the query's.
+        page: 1-based, of the document; None: it has no pages.
+        start, end: the stretch of the document's text that says what is to be seen; empty where nothing does.
+        text: that stretch.
+        metadata: the document's.
+    """
+
+    document_id: str
+    number: int
+    source: str
+    title: str | None
+    score: float
+    page: int | None
+    start: int
+    end: int
+    text: str
+    metadata: Mapping[str, Any] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True)

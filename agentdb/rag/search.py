@@ -19,7 +19,8 @@ import numpy as np
 from agentdb.embedding import Embedder, TokenEmbedder, embed_texts
 from agentdb.errors import InvalidInputError, StorageError
 from agentdb.filters import Filter
-from agentdb.rag.records import RESERVED, Omitted, OmittedReason, Passage
+from agentdb.rag.images import IMAGE_VECTOR
+from agentdb.rag.records import RESERVED, FoundImage, Omitted, OmittedReason, Passage
 from agentdb.rag.tables import DocumentTables, chunk_id
 from agentdb.types import Hit
 from agentdb.vectors.collection import Collection
@@ -278,6 +279,31 @@ class PassageFinder:
             rated = np.asarray(request.rerank(request.query, [one.searched for one in ranked]), np.float64)
             ranked = _scored(ranked, rated, {"rerank": rated})
         return ranked
+
+    def images(self, vector: Any, k: int, condition: Filter | None) -> list[FoundImage]:
+        """Return the K pictures nearest to a vector, best first."""
+
+        def work() -> list[FoundImage]:
+            hits = self._collection.search(vector, k, filter=condition, vector_name=IMAGE_VECTOR)
+            chunks = [Chunk.of(one) for one in hits]
+            texts = self.texts([(one.passage, one.passage.start, one.passage.end) for one in chunks])
+            return [
+                FoundImage(
+                    document_id=one.passage.document_id,
+                    number=one.number,
+                    source=one.passage.source,
+                    title=one.passage.title,
+                    score=one.passage.score,
+                    page=one.passage.page,
+                    start=one.passage.start,
+                    end=one.passage.end,
+                    text=text,
+                    metadata=one.passage.metadata,
+                )
+                for one, text in zip(chunks, texts, strict=True)
+            ]
+
+        return self.consistently(work)
 
     # --- surroundings -------------------------------------------------------------------------------------------------
 

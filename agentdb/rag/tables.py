@@ -15,6 +15,7 @@ import pyarrow as pa
 import zstandard
 
 from agentdb.filters import And, Compare, Filter
+from agentdb.rag.images import ImageTable, image_id
 from agentdb.rag.records import StoredDocument
 from agentdb.storage.schema import TableSchema
 from agentdb.storage.table import Table
@@ -23,7 +24,7 @@ from agentdb.types import OrderBy, Row
 if TYPE_CHECKING:
     from agentdb.storage.engine import Engine
 
-__all__ = ["COLLECTION_PREFIX", "DOCUMENTS", "TEXTS", "DocumentTables", "chunk_id", "text_rows"]
+__all__ = ["COLLECTION_PREFIX", "DOCUMENTS", "TEXTS", "DocumentTables", "chunk_id", "row_ids", "text_rows"]
 
 COLLECTION_PREFIX = "_documents."
 PART_CHARS = 1 << 16
@@ -51,6 +52,7 @@ DOCUMENTS = TableSchema(
         pa.field("chars", pa.int64(), nullable=False),
         pa.field("chunks", pa.int64(), nullable=False),
         pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("images", pa.int64(), nullable=False),
         pa.field("metadata", pa.json_()),
         pa.field("warnings", pa.list_(pa.string())),
         pa.field("ingested_at", pa.timestamp("us", tz="UTC"), nullable=False),
@@ -74,6 +76,15 @@ TEXTS = TableSchema(
 def chunk_id(document_id: str, number: int) -> str:
     """Return the id of a chunk: chunks of a document are in the order of their ids."""
     return f"{document_id}:{number:06}"
+
+
+def row_ids(documents: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the ids of all that documents have in their collection: chunks, then images."""
+    for row in documents:
+        for number in range(row["chunks"]):
+            yield chunk_id(row["id"], number)
+        for number in range(row["images"]):
+            yield image_id(row["id"], number)
 
 
 def text_rows(collection: str, document_id: str, revision: str, text: str) -> list[Row]:
@@ -100,6 +111,7 @@ def part_keys(collection: str, document_id: str, chars: int) -> list[tuple[str, 
 class DocumentTables:
     """The tables of documents, of all collections."""
 
+    engine: Engine
     documents: Table
     texts: Table
 
@@ -113,12 +125,17 @@ class DocumentTables:
                 engine.table(DOCUMENTS)
 
             engine.transact(create)
-        return cls(engine.table(DOCUMENTS), engine.table(TEXTS))
+        return cls(engine, engine.table(DOCUMENTS), engine.table(TEXTS))
 
     @classmethod
     def exist(cls, engine: Engine) -> bool:
         """Whether any document was ever stored: the table that is created last is there."""
         return engine._entry(DOCUMENTS.name) is not None
+
+    @property
+    def images(self) -> ImageTable:
+        """The pictures of documents; their table is created where it does not exist."""
+        return ImageTable.of(self.engine)
 
     # --- documents ----------------------------------------------------------------------------------------------------
 
@@ -141,8 +158,11 @@ class DocumentTables:
         return self.documents.scan(chosen, order_by=order_by, limit=limit, columns=columns)
 
     def remove(self, collection: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Delete documents and their texts, in the caller's transaction."""
+        """Delete documents, their texts and pictures, in the caller's transaction."""
         rows = list(rows)
+        pictured = [row["id"] for row in rows if row["images"]]
+        if pictured:
+            self.images.remove(collection, pictured)
         self.texts.delete_many(key for row in rows for key in part_keys(collection, row["id"], row["chars"]))
         self.documents.delete_many((collection, row["id"]) for row in rows)
 
@@ -191,6 +211,7 @@ def to_document(row: Mapping[str, Any]) -> StoredDocument:
         size_bytes=row["size_bytes"],
         chars=row["chars"],
         chunks=row["chunks"],
+        images=row["images"],
         tokens=row["tokens"],
         metadata=row["metadata"] or {},
         warnings=tuple(row["warnings"] or ()),

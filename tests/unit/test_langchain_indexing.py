@@ -1,0 +1,263 @@
+"""The record manager and the document index under LangChain's indexing API."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import random
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.indexing import InMemoryRecordManager, aindex
+from langchain_core.indexing import index as langchain_index
+
+import agentdb
+from agentdb import Config, InvalidInputError
+from langchain_agentdb import AgentDBDocumentIndex, AgentDBRecordManager, AgentDBVectorStore
+
+index = partial(langchain_index, key_encoder="blake2b")
+EMBEDDING = DeterministicFakeEmbedding(size=8)
+HOSTILE = ["' OR 1=1 --", "%", "_", "a", "ab", "a%", "\\", "\0", "🙂"]
+
+
+class Clock:
+    """Time that goes where it is told to."""
+
+    def __init__(self) -> None:
+        self.now = dt.datetime(2026, 5, 8, tzinfo=dt.UTC)
+
+    def __call__(self) -> dt.datetime:
+        return self.now
+
+    def pass_s(self, seconds: float) -> None:
+        self.now += dt.timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def db(db_path: Path, clock: Clock):
+    with agentdb.open(db_path, config=Config(clock=clock)) as opened:
+        yield opened
+
+
+def documents(*texts: str) -> list[Document]:
+    """``source/text`` each."""
+    return [Document(one.partition("/")[2], metadata={"source": one.partition("/")[0]}) for one in texts]
+
+
+def texts_of(destination: Any) -> list[str]:
+    store = destination if isinstance(destination, AgentDBVectorStore) else destination._store
+    found = store.similarity_search("anything", k=1_000)
+    return sorted(f"{one.metadata['source']}/{one.page_content}" for one in found)
+
+
+@pytest.fixture(params=["vector store", "document index"])
+def destination(request: pytest.FixtureRequest, db: agentdb.Database) -> Any:
+    return (AgentDBVectorStore if request.param == "vector store" else AgentDBDocumentIndex)(EMBEDDING, db)
+
+
+def counts(result: Any) -> tuple[int, int, int, int]:
+    return tuple(result[f"num_{one}"] for one in ("added", "updated", "skipped", "deleted"))
+
+
+def test_full(db: agentdb.Database, destination: Any) -> None:
+    run = partial(index, record_manager=AgentDBRecordManager(db, namespace="n"), vector_store=destination)
+    assert counts(run(documents("s/one", "s/two", "s/two"), cleanup="full")) == (2, 0, 1, 0)
+    assert counts(run(documents("s/one", "s/two"), cleanup="full")) == (0, 0, 2, 0)
+    assert counts(run(documents("s/two", "t/three"), cleanup="full")) == (1, 0, 1, 1)
+    assert texts_of(destination) == ["s/two", "t/three"]
+    assert counts(run(documents("s/two"), cleanup="full", force_update=True)) == (0, 1, 0, 1)
+    assert counts(run([], cleanup="full")) == (0, 0, 0, 1)
+    assert texts_of(destination) == []
+
+
+def test_incremental(db: agentdb.Database, destination: Any) -> None:
+    run = partial(
+        index,
+        record_manager=AgentDBRecordManager(db, namespace="n"),
+        vector_store=destination,
+        cleanup="incremental",
+        source_id_key="source",
+    )
+    assert counts(run(documents("s/one", "s/two", "t/three"))) == (3, 0, 0, 0)
+    assert counts(run(documents("s/two", "s/zwei"))) == (1, 0, 1, 1)
+    assert texts_of(destination) == ["s/two", "s/zwei", "t/three"]
+    assert counts(run([])) == (0, 0, 0, 0)
+    assert counts(run(documents("t/three", "t/drei"), batch_size=1)) == (1, 0, 1, 0)
+    assert texts_of(destination) == ["s/two", "s/zwei", "t/drei", "t/three"]
+
+
+def test_scoped_full(db: agentdb.Database, destination: Any) -> None:
+    run = partial(
+        index,
+        record_manager=AgentDBRecordManager(db, namespace="n"),
+        vector_store=destination,
+        cleanup="scoped_full",
+        source_id_key="source",
+        batch_size=1,
+    )
+    assert counts(run(documents("s/one", "s/two", "t/three"))) == (3, 0, 0, 0)
+    assert counts(run(documents("s/two", "s/zwei"))) == (1, 0, 1, 1)
+    assert texts_of(destination) == ["s/two", "s/zwei", "t/three"]
+
+
+def test_awaited(db: agentdb.Database, destination: Any) -> None:
+    async def run() -> None:
+        records = AgentDBRecordManager(db, namespace="n")
+        await records.acreate_schema()
+        work = partial(
+            aindex, key_encoder="blake2b", record_manager=records, vector_store=destination, source_id_key="source"
+        )
+        assert counts(await work(documents("s/one", "s/two", "t/three"), cleanup="incremental")) == (3, 0, 0, 0)
+        assert counts(await work(documents("s/two"), cleanup="incremental")) == (0, 0, 1, 1)
+        assert counts(await work(documents("s/two"), cleanup="full")) == (0, 0, 1, 1)
+        assert texts_of(destination) == ["s/two"]
+
+    asyncio.run(run())
+
+
+def test_a_document_is_never_taken_for_old_because_the_clock_went_back(db: agentdb.Database, clock: Clock) -> None:
+    store = AgentDBVectorStore(EMBEDDING, db)
+    for _ in range(4):
+        # A new manager with every run, as by another process.
+        run = partial(index, record_manager=AgentDBRecordManager(db, namespace="n"), vector_store=store, cleanup="full")
+        run(documents("s/one", "s/two"))
+        assert texts_of(store) == ["s/one", "s/two"]
+        clock.pass_s(-3_600)
+        run(documents("s/two"))
+        assert texts_of(store) == ["s/two"]
+        clock.pass_s(-3_600)
+
+
+def test_time_never_stands_still_or_goes_back(db: agentdb.Database, clock: Clock) -> None:
+    records = AgentDBRecordManager(db, namespace="n")
+    seen = [records.get_time()]
+    for step in (0, -5, 0, 3, -60, 0.5):
+        clock.pass_s(step)
+        seen.append(records.get_time())
+    assert seen == sorted(set(seen))
+    records.update(["a"])
+    clock.pass_s(-1_000)
+    assert AgentDBRecordManager(db, namespace="n").get_time() > seen[-1]
+    with pytest.raises(InvalidInputError, match="earlier than time_at_least"):
+        records.update(["b"], time_at_least=records.get_time() + 1)
+    assert records.exists(["a", "b"]) == [True, False]
+
+
+def test_it_answers_as_the_one_in_memory_does(db: agentdb.Database, clock: Clock) -> None:
+    source = random.Random(7)
+    ours, theirs = AgentDBRecordManager(db, namespace="n"), InMemoryRecordManager("n")
+    keys, groups = [f"{one}{i}" for i, one in enumerate(HOSTILE * 3)], [None, *HOSTILE]
+    times = [clock.now.timestamp()]
+    for step in range(150):
+        clock.pass_s(1)
+        chosen = source.sample(keys, source.randint(0, 5))
+        match source.randrange(4):
+            case 0 | 1:
+                theirs.get_time = lambda: clock.now.timestamp()  # type: ignore[method-assign]
+                given = source.choices(groups, k=len(chosen))
+                for one in (ours, theirs):
+                    one.update(chosen, group_ids=given, time_at_least=times[-1])
+                times.append(clock.now.timestamp() + 0.5)
+            case 2:
+                for one in (ours, theirs):
+                    one.delete_keys(chosen)
+            case _:
+                times.append(clock.now.timestamp() - 0.5)
+        if step == 75:
+            db.optimize()
+        assert ours.exists(keys) == theirs.exists(keys)
+        asked = {
+            "before": source.choice([None, source.choice(times)]),
+            "after": source.choice([None, source.choice(times)]),
+            "group_ids": source.choice([None, source.sample(HOSTILE, 3)]),
+        }
+        assert ours.list_keys(**asked) == sorted(theirs.list_keys(**asked))
+        assert ours.list_keys(**asked, limit=2) == sorted(theirs.list_keys(**asked))[:2]
+
+
+def test_an_update_without_groups_keeps_them(db: agentdb.Database) -> None:
+    records = AgentDBRecordManager(db, namespace="n")
+    records.update(["a", "b"], group_ids=["g", None])
+    records.update(["a", "b", "c"])
+    assert records.list_keys(group_ids=["g"]) == ["a"]
+    assert records.list_keys(group_ids=[]) == []
+    assert records.list_keys() == ["a", "b", "c"]
+
+
+def test_namespaces_do_not_leak(db: agentdb.Database) -> None:
+    managers = {one: AgentDBRecordManager(db, namespace=one) for one in HOSTILE}
+    for one, records in managers.items():
+        records.update([f"{one} 1", "shared"], group_ids=["g", one])
+    for doomed in HOSTILE[::2]:
+        managers[doomed].delete_keys(["shared", *(f"{one} 1" for one in HOSTILE)])
+    for one, records in managers.items():
+        kept = [] if one in HOSTILE[::2] else sorted([f"{one} 1", "shared"])
+        assert records.list_keys() == kept
+        assert records.list_keys(group_ids=["g"]) == [one for one in kept if one != "shared"]
+
+
+def test_wrong_arguments_are_named(db: agentdb.Database) -> None:
+    records = AgentDBRecordManager(db, namespace="n")
+    for wrong, said in (
+        (lambda: records.update(["a"], group_ids=["g", "h"]), "group_ids must be as many as the keys: 1, not 2"),
+        (lambda: records.update("abc"), "keys must be a list of strings, not one string"),
+        (lambda: records.update(["a", 3]), r"keys\[1\] must be a str, not int"),
+        (lambda: records.list_keys(group_ids="g"), "group_ids must be a list of strings"),
+        (lambda: AgentDBRecordManager(db, namespace=3), "namespace must be a str, not int"),
+        (lambda: AgentDBDocumentIndex(EMBEDDING, db).delete(), "delete takes ids"),
+        (lambda: AgentDBDocumentIndex(EMBEDDING, db).delete(["a"], force=True), "delete takes ids"),
+    ):
+        with pytest.raises(InvalidInputError, match=said):
+            wrong()
+    assert records.list_keys() == []
+
+
+def test_a_document_index_retrieves(db: agentdb.Database) -> None:
+    with AgentDBDocumentIndex(EMBEDDING, db, k=2, filter={"source": "s"}, mode="hybrid") as made:
+        made.upsert([Document(f"text {i}", id=str(i), metadata={"source": "st"[i % 2]}) for i in range(10)])
+        assert {one.metadata["source"] for one in made.invoke("text 2")} == {"s"}
+        assert made.invoke("text 2")[0].id == "2"
+        assert len(made.invoke("text 2", k=4)) == 4
+        assert made.invoke("text 3", filter={"source": "t"}, k=1)[0].id == "3"
+        assert asyncio.run(made.ainvoke("text 2")) == made.invoke("text 2")
+        assert made.delete(["1", "none", "1"]) == {"num_deleted": 1, "succeeded": ["1"], "num_failed": 0, "failed": []}
+
+
+RUN = """
+import sys
+from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.indexing import index
+from langchain_agentdb import AgentDBRecordManager, AgentDBVectorStore
+path, source = sys.argv[1:]
+with AgentDBVectorStore(DeterministicFakeEmbedding(size=8), path) as store, AgentDBRecordManager(path, namespace="n") as records:
+    for generation in range(3):
+        found = [Document(f"{generation} {i}", metadata={"source": source}) for i in range(5)]
+        index(found, records, store, cleanup="incremental", source_id_key="source", key_encoder="blake2b")
+"""
+
+
+def test_several_processes_index_side_by_side(db_path: Path) -> None:
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", RUN, str(db_path), source], stderr=subprocess.PIPE, text=True
+        )
+        for source in ("a", "b")
+    ]
+    for worker in workers:
+        _, said = worker.communicate(timeout=240)
+        assert worker.returncode == 0, said
+    with AgentDBVectorStore(EMBEDDING, db_path) as store, AgentDBRecordManager(db_path, namespace="n") as records:
+        assert texts_of(store) == [f"{source}/2 {i}" for source in "ab" for i in range(5)]
+        assert len(records.list_keys()) == 10

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import bulk, langgraph, llama_index, peers, saves, scale, vectors
+from benchmarks import bulk, langgraph, llama_index, memories, peers, saves, scale, vectors
 from benchmarks.harness import Figure, save
 
 SUITE = {
@@ -30,6 +30,8 @@ SUITE = {
     "batch": vectors.batch,
     "pairs": vectors.pairs,
     "hybrid": vectors.hybrid,
+    "memories": memories.many_agents,
+    "memories-one-agent": memories.one_agent,
 }
 
 

@@ -242,7 +242,7 @@ def speed(folder: Path, embedder, *, is_quick: bool) -> Iterable[Figure]:
     encoder, reading = Encoder(embedder), []
     for one in ["What did Ann say of her trip to Lisbon?", *questions]:
         start = time.perf_counter()
-        encoder.encode_query(one)
+        encoder.encode_queries([one])
         reading.append(time.perf_counter() - start)
     reading = sorted(reading[1:])
     embedding = 1e3 * reading[int(len(reading) * 0.95)]

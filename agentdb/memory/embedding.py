@@ -71,10 +71,10 @@ class MemoryEmbedding:
             embedder = None
         return embedder.count_tokens(texts) if isinstance(embedder, TokenCounter) else [tokens_of(one) for one in texts]
 
-    def query(self, query: str) -> QueryVectors | None:
-        """Return a query's vectors; None where no embedder is installed, or it fails: then words decide alone."""
+    def queries(self, queries: Sequence[str]) -> Sequence[QueryVectors] | None:
+        """Return the vectors of queries; None where no embedder is installed, or it fails: then words decide alone."""
         try:
-            return self._require().encode_query(query)
+            return self._require().encode_queries(queries)
         except MissingDependencyError:
             return None
         except Exception as error:

@@ -207,19 +207,25 @@ class Encoder:
             found[chosen[at]] = Encoded(means[at].astype("<f2").tobytes(), its)
         return [i for i in chosen if found[i] is None]
 
-    def encode_query(self, query: str) -> QueryVectors:
-        """Return a query as it is compared."""
+    def encode_queries(self, queries: Sequence[str]) -> list[QueryVectors]:
+        """Return queries as they are compared, read in one batch."""
+        if not queries:
+            return []
         if not self.has_tokens:
-            return QueryVectors(_unit(embed_texts(self.embedder, [query], "query"))[0], None, None)
+            return [QueryVectors(one, None, None) for one in _unit(embed_texts(self.embedder, queries, "query"))]
         embedder: Any = self.embedder
         front, back, is_mean = self._probe()
-        ids, tokens = embedder.embed_tokens([query], kind="query")[0]
+        read = embedder.embed_tokens(queries, kind="query")
         if is_mean:
-            vector = _unit(check_vectors(tokens, dimension=embedder.dimension).mean(axis=0))
+            means = [check_vectors(tokens, dimension=embedder.dimension).mean(axis=0) for _, tokens in read]
+            vectors = [_unit(one) for one in means]
         else:
-            vector = _unit(embed_texts(self.embedder, [query], "query"))[0]
-        inner = slice(front, len(ids) - back) if len(ids) > front + back else slice(None)
-        return QueryVectors(vector, ids[inner].astype(np.int32), _projected(tokens[inner]))
+            vectors = list(_unit(embed_texts(self.embedder, queries, "query")))
+        found = []
+        for vector, (ids, tokens) in zip(vectors, read, strict=True):
+            inner = slice(front, len(ids) - back) if len(ids) > front + back else slice(None)
+            found.append(QueryVectors(vector, ids[inner].astype(np.int32), _projected(tokens[inner])))
+        return found
 
     def _probe(self) -> tuple[int, int, bool]:
         """Return how many tokens the embedder puts before and behind every text, and whether it averages token vectors.

@@ -141,43 +141,57 @@ class Recaller:
         request = _request(now, agent_id, **options)
         if self._core.is_empty:
             return [[] for _ in queries]
-        vectors = [self._embedding.query(one) for one in queries]
-        if any(one is not None for one in vectors) and not self._core.is_inside and self._core.can_write:
+        vectors = self._embedding.queries(list(queries))
+        if vectors is not None and not self._core.is_inside and self._core.can_write:
             rows = self._core.resident.agent(request.wanted.scope.agent_id, *self._embedding.space())
             self._embedding.embed_waiting(rows, AT_RECALL)
-        found = []
         with self._core.view():
-            for query, its in zip(queries, vectors, strict=True):
-                best = self._best(query, its, request, now)
-                if request.token_budget is not None:
-                    sizes = self._embedding.count_tokens([one.memory.text for one in best])
-                    best = within_budget(best, sizes, request.token_budget)
-                found.append(best)
+            found = self._best(queries, vectors, request, now)
+        if request.token_budget is not None:
+            for best in found:
+                sizes = self._embedding.count_tokens([one.memory.text for one in best])
+                best[:] = within_budget(best, sizes, request.token_budget)
         if request.reinforce:
             self._reinforce([one.memory.id for best in found for one in best])
         return found
 
-    def _best(self, query: str, vectors: QueryVectors | None, request: _Request, now: datetime) -> list[Recalled]:
+    def _best(
+        self, queries: Sequence[str], vectors: Sequence[QueryVectors] | None, request: _Request, now: datetime
+    ) -> list[list[Recalled]]:
+        """Return the best memories for each query; what they hold is read once for all of them."""
         name, dimension = self._embedding.space() if vectors is not None else (None, 0)
         agent_id, cache = request.wanted.scope.agent_id, self._core.resident
         rows = cache.agent(agent_id, name, dimension)
         with rows.lock:
             if rows.advance():
-                ids, signals = self._signals(query, vectors, request, rows, now)
+                ranked = self._ranked(queries, vectors, request, rows, now)
                 cache.note(agent_id, name, rows.nbytes)
             else:
                 alone = cache.one_off(agent_id, name, dimension)
-                ids, signals = self._signals(query, vectors, request, alone, now)
-        if not ids:
-            return []
-        scores = combine(signals, request.weights)
-        order = sorted(range(len(ids)), key=lambda i: (-scores[i], ids[i]))[: request.k]
-        memories = self._core.read([ids[i] for i in order])
-        explained = signals if request.explain else {}
-        return [
-            Recalled(memory, float(scores[i]), {name: float(its[i]) for name, its in explained.items()})
-            for i, memory in zip(order, memories, strict=True)
-        ]
+                ranked = self._ranked(queries, vectors, request, alone, now)
+        ids = list(dict.fromkeys(memory_id for best in ranked for memory_id, _, _ in best))
+        memories = {one.id: one for one in self._core.read(ids)} if ids else {}
+        return [[Recalled(memories[one], score, signals) for one, score, signals in best] for best in ranked]
+
+    def _ranked(
+        self,
+        queries: Sequence[str],
+        vectors: Sequence[QueryVectors] | None,
+        request: _Request,
+        rows: AgentRows,
+        now: datetime,
+    ) -> list[list[tuple[str, float, dict[str, float]]]]:
+        """Return id, score and, if wanted, the signals of the best for each query, best first."""
+        ranked = []
+        for query, its in zip(queries, [None] * len(queries) if vectors is None else vectors, strict=True):
+            ids, signals = self._signals(query, its, request, rows, now)
+            scores = combine(signals, request.weights) if ids else ()
+            order = sorted(range(len(ids)), key=lambda i: (-scores[i], ids[i]))[: request.k]
+            explained = signals if request.explain else {}
+            ranked.append(
+                [(ids[i], float(scores[i]), {name: float(of[i]) for name, of in explained.items()}) for i in order]
+            )
+        return ranked
 
     def _signals(
         self, query: str, vectors: QueryVectors | None, request: _Request, rows: AgentRows, now: datetime

@@ -26,7 +26,7 @@ def test_rows_that_were_followed_are_as_rows_read_anew(db_path: Path) -> None:
     with agentdb.open(db_path, embedder=HashingEmbedder(48), config=Config(maintenance=False)) as db:
         made = db.memories.remember_many(MemoryWrite(content=one, agent_id="a", session_id="s") for one in SAID)
         followed = rows_of(db)
-        scope, query = Scope("a", None, None, None), Encoder(HashingEmbedder(48)).encode_query("warm in Lisbon in May")
+        scope, query = Scope("a", None, None, None), Encoder(HashingEmbedder(48)).encode_queries(["warm in Lisbon in May"])[0]
         for step in ("nothing", "update", "forget", "flush", "erase", "more"):
             match step:
                 case "update":

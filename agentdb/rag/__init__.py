@@ -10,18 +10,21 @@
 ``tables``     how documents lie in tables
 ``parsing``    from the bytes of a file to its text with structure
 ``chunking``   from a text with structure to stretches that fit an embedder
+``windows``    vectors of passages longer than an embedder reads
 ``images``     pictures of documents: described, embedded, kept
 =============  =========================================================================
 """
 
 from agentdb.rag.chunking import Chunk, Chunker, StructureChunker
 from agentdb.rag.documents import Documents
+from agentdb.rag.images import Captioner, ImageOptions, ImageTextReader, StoredImage
 from agentdb.rag.parsing import Block, DocumentError, EmbeddedImage, ParsedDocument, ParseLimits, Parser
 from agentdb.rag.records import (
     Answer,
     Citation,
     Context,
     Document,
+    FoundImage,
     IngestFailure,
     IngestReport,
     IngestWarning,
@@ -33,6 +36,7 @@ from agentdb.rag.records import (
 __all__ = [
     "Answer",
     "Block",
+    "Captioner",
     "Chunk",
     "Chunker",
     "Citation",
@@ -41,6 +45,9 @@ __all__ = [
     "DocumentError",
     "Documents",
     "EmbeddedImage",
+    "FoundImage",
+    "ImageOptions",
+    "ImageTextReader",
     "IngestFailure",
     "IngestReport",
     "IngestWarning",
@@ -50,5 +57,6 @@ __all__ = [
     "Parser",
     "Passage",
     "StoredDocument",
+    "StoredImage",
     "StructureChunker",
 ]

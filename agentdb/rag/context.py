@@ -171,13 +171,15 @@ def pack(found: Sequence[Chunk], omitted: Sequence[Omitted], packing: Packing, r
             size = _total(_blocks(found, more), packing, texts)
             if size <= packing.budget:
                 chosen, total = more, size
-    left = [rank for rank in range(len(found)) if rank not in set(chosen)]
     blocks = _ordered(_blocks(found, chosen), packing)
+    short = None if not found or 0 in chosen else _shortened(found[0], packing, texts)
+    if short is not None:
+        # A part of the best says more than the whole of lesser ones.
+        chosen, blocks = [], [short]
+    left = [rank for rank in range(len(found)) if rank not in set(chosen)]
     notes = [_omitted(found[rank].passage, "budget", sizes[rank]) for rank in left]
-    if not blocks and found:
-        short = _shortened(found[0], packing, texts)
-        if short is not None:
-            blocks, notes[0] = [short], replace(notes[0], reason="shortened")
+    if short is not None:
+        notes[0] = replace(notes[0], reason="shortened")
     return _context(blocks, [*notes, *omitted], packing, texts)
 
 

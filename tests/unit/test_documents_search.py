@@ -314,6 +314,18 @@ def test_the_best_is_shortened_where_nothing_fits(db: agentdb.Database) -> None:
     assert db.documents.context("irishfish7", token_budget=1).text == ""
 
 
+def test_a_part_of_the_best_goes_before_the_whole_of_lesser_ones(db_path: Path) -> None:
+    with agentdb.open(db_path, config=Config(maintenance=False), embedder=HashingEmbedder()) as db:
+        long = "The lighthouse of Elm turns its lamp once in twelve seconds. " * 20
+        db.documents.ingest([("long", long), ("short", "A lamp is no lighthouse.")])
+        context = db.documents.context("lighthouse lamp turns seconds Elm", token_budget=50)
+        (cited,) = context.citations
+        assert cited.source == "long"
+        assert long.startswith(cited.text)
+        assert 40 < context.tokens <= 50
+        assert [one.reason for one in context.omitted] == ["shortened", "budget"]
+
+
 def test_order(db: agentdb.Database) -> None:
     options: dict[str, Any] = {"token_budget": 300, "k": 9, "per_source": 3}
     by_document = db.documents.context("fact 3 or 9 of the sea", order="document", **options)

@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import bulk, langgraph, llama_index, memories, peers, saves, scale, vectors
+from benchmarks import bulk, documents, langgraph, llama_index, memories, peers, saves, scale, vectors
 from benchmarks.harness import Figure, save
 
 SUITE = {
@@ -19,6 +19,9 @@ SUITE = {
     "million": scale.million,
     "bulk": bulk.bulk,
     "overlap": bulk.overlap,
+    "documents-quality": documents.retrieval,
+    "documents-library": documents.library,
+    "documents-latency": documents.latency,
     "langgraph-step": langgraph.step,
     "langgraph-storage": langgraph.storage,
     "langgraph-async": langgraph.concurrent,

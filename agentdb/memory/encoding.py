@@ -30,7 +30,7 @@ __all__ = [
     "QueryVectors",
     "Reading",
     "decode_tokens",
-    "decode_vector",
+    "decode_vectors",
 ]
 
 SHORT_WORDS = 100
@@ -68,7 +68,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What is stored of one memory: little-endian bytes that `decode_vector` and `decode_tokens` read.
+    """What is stored of one memory: little-endian bytes that `decode_vectors` and `decode_tokens` read.
 
     Attributes:
         vector: `[D]` float16, of length 1.
@@ -137,15 +137,15 @@ def decode_tokens(data: bytes, dimension: int) -> tuple[npt.NDArray[np.int32], n
     return ids, np.frombuffer(data, np.int8, count * width, 4 * count).reshape(count, width)
 
 
-def decode_vector(data: bytes, dimension: int) -> Matrix:
-    """Return `[D]` float32 of what `Encoder` stored.
+def decode_vectors(data: Sequence[bytes], dimension: int) -> Matrix:
+    """Return `[n, D]` float32 of what `Encoder` stored.
 
     Raises:
-        IntegrityError: the bytes are no vector of that dimension.
+        IntegrityError: one of them is no vector of that dimension.
     """
-    if len(data) != 2 * dimension:
+    if any(len(one) != 2 * dimension for one in data):
         raise IntegrityError("the stored vector of a memory is damaged: it has another length")
-    return np.frombuffer(data, "<f2").astype(np.float32)
+    return np.frombuffer(b"".join(data), "<f2").reshape(len(data), dimension).astype(np.float32)
 
 
 class Encoder:

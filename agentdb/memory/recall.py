@@ -182,26 +182,21 @@ class Recaller:
         now: datetime,
     ) -> list[list[tuple[str, float, dict[str, float]]]]:
         """Return id, score and, if wanted, the signals of the best for each query, best first."""
+        found = candidates(queries, vectors, rows, request.wanted, request.k)
+        ids = [[rows.ids[slot] for slot in one.slots.tolist()] for one in found]
+        needed = list(dict.fromkeys(memory_id for some in ids for memory_id in some))
+        uses = dict(zip(needed, self._core.tables.uses.get_many(needed), strict=True)) if needed else {}
         ranked = []
-        for query, its in zip(queries, [None] * len(queries) if vectors is None else vectors, strict=True):
-            ids, signals = self._signals(query, its, request, rows, now)
-            scores = combine(signals, request.weights) if ids else ()
-            order = sorted(range(len(ids)), key=lambda i: (-scores[i], ids[i]))[: request.k]
-            explained = signals if request.explain else {}
+        for one, its in zip(found, ids, strict=True):
+            activation = activations(rows, one.slots, [uses[memory_id] for memory_id in its], self._core.policies, now)
+            signals = {**one.signals, "activation": activation}
+            scores = combine(signals, request.weights).tolist()
+            best = sorted(zip(scores, its, range(len(its)), strict=True), key=lambda at: (-at[0], at[1]))[: request.k]
+            shown = signals if request.explain else {}
             ranked.append(
-                [(ids[i], float(scores[i]), {name: float(of[i]) for name, of in explained.items()}) for i in order]
+                [(memory_id, score, {name: float(of[i]) for name, of in shown.items()}) for score, memory_id, i in best]
             )
         return ranked
-
-    def _signals(
-        self, query: str, vectors: QueryVectors | None, request: _Request, rows: AgentRows, now: datetime
-    ) -> tuple[list[str], dict[str, Any]]:
-        found = candidates(query, vectors, rows, request.wanted, request.k)
-        ids = [rows.ids[slot] for slot in found.slots.tolist()]
-        if not ids:
-            return [], {}
-        activation = activations(rows, found.slots, self._core.tables.uses.get_many(ids), self._core.policies, now)
-        return ids, {**found.signals, "activation": activation}
 
     def _reinforce(self, ids: Sequence[str]) -> None:
         """Count a recall as a use of what it returned, where anything can be written."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from agentdb.filters import And, Compare, Filter
-from agentdb.memory.encoding import QueryVectors, decode_tokens, decode_vector
+from agentdb.memory.encoding import QueryVectors, decode_tokens, decode_vectors
 from agentdb.memory.records import Scope
 from agentdb.storage.table import Table
 from agentdb.vectors.analysis import query_terms
@@ -225,10 +226,16 @@ class AgentRows:
         self._floats["importance"][part] = added.column("importance").to_numpy()
         self._live[part] = True
         self.ids.extend(columns["id"])
-        for i, (embedder, vector) in enumerate(zip(columns["embedder"], columns["vector"], strict=True), first):
-            is_mine = vector is not None and embedder == self._embedder
-            self._embedded[i] = is_mine
-            self._vectors[i] = decode_vector(vector, self._dimension) if is_mine else 0
+        mine = [
+            i
+            for i, (embedder, vector) in enumerate(zip(columns["embedder"], columns["vector"], strict=True))
+            if vector is not None and embedder == self._embedder
+        ]
+        self._embedded[part] = False
+        self._vectors[part] = 0
+        at = first + np.array(mine, np.int64)
+        self._embedded[at] = True
+        self._vectors[at] = decode_vectors([columns["vector"][i] for i in mine], self._dimension)
         if "terms" in self._columns:
             self._bm25.append(first, added.column("terms").combine_chunks())
             numbers["terms"][part] = self._bm25._lengths[part]
@@ -320,10 +327,13 @@ class AgentRows:
             total += np.float32(repeat * idf * (_K1 + 1)) * times / (times + norms)
         return total
 
-    def meaning(self, query: QueryVectors, rows: ScopeRows) -> Floats:
-        """Return `[M]` cosines; nan where there is no vector."""
-        found = self._vectors[: self.size] @ query.vector
-        return np.where(self.embedded, found, np.nan)[rows.slots].astype(np.float32)
+    def meaning(self, queries: Sequence[QueryVectors], rows: ScopeRows) -> Floats:
+        """Return `[Q, M]` cosines, all queries in one pass over the vectors; nan where there is no vector."""
+        asked = np.stack([one.vector for one in queries])
+        found = asked @ self._vectors[: self.size].T
+        found[:, ~self.embedded] = np.nan
+        of_scope: Floats = found[:, rows.slots]
+        return of_scope
 
     def late(self, query: QueryVectors, slots: Slots, rows: ScopeRows) -> Floats:
         """Return `[n]` the mean, over the query's tokens by their rarity, of the best cosine to a token of each; nan without tokens."""

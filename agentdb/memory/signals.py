@@ -6,7 +6,7 @@ weights rest on, and what each signal is worth, is in docs/decisions/016.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -25,6 +25,8 @@ __all__ = ["Candidates", "MemoryContext", "RecallWeights", "Recalled", "Wanted",
 
 CANDIDATES = 100
 """Of each of the two signals that find them."""
+_QUERIES = 32
+"""Queries that are compared at once."""
 _WORDS_FOR_TOKENS = 0.33
 """Where a memory has no token vectors, words and meaning stand in for them: a third and two thirds."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -152,11 +154,17 @@ class Candidates:
     signals: dict[str, Floats]
 
 
-def candidates(query: str, vectors: QueryVectors | None, rows: AgentRows, wanted: Wanted, least: int) -> Candidates:
-    """Return the memories that words or meaning find, at least ``least`` if there are so many, and their signals.
+def candidates(
+    queries: Sequence[str],
+    vectors: Sequence[QueryVectors] | None,
+    rows: AgentRows,
+    wanted: Wanted,
+    least: int,
+) -> list[Candidates]:
+    """Return for each query the memories that words or meaning find, at least ``least`` if there are so many, and their signals.
 
     Args:
-        query: in words.
+        queries: in words.
         vectors: the same as vectors; None: there is no embedder, words are what there is.
         rows: the agent's memories.
         wanted: which of them may be recalled.
@@ -164,9 +172,26 @@ def candidates(query: str, vectors: QueryVectors | None, rows: AgentRows, wanted
     """
     of = rows.scope(wanted.scope)
     allowed = wanted.among(rows, of)
+    found = []
+    for start in range(0, len(queries), _QUERIES):
+        some, its = queries[start : start + _QUERIES], None if vectors is None else vectors[start : start + _QUERIES]
+        meanings = np.full((len(some), len(of.slots)), np.nan, np.float32) if its is None else rows.meaning(its, of)
+        for i, query in enumerate(some):
+            one = None if its is None else its[i]
+            found.append(_candidates(query, one, meanings[i], rows, of, allowed, max(CANDIDATES, least)))
+    return found
+
+
+def _candidates(
+    query: str,
+    vectors: QueryVectors | None,
+    meaning: npt.NDArray[np.float32],
+    rows: AgentRows,
+    of: ScopeRows,
+    allowed: npt.NDArray[np.bool_],
+    many: int,
+) -> Candidates:
     words = rows.words(query, of)
-    meaning = np.full(len(of.slots), np.nan, np.float32) if vectors is None else rows.meaning(vectors, of)
-    many = max(CANDIDATES, least)
     found = np.union1d(
         _best(np.where(allowed & (words > 0), words, -np.inf), many),
         _best(np.where(allowed & ~np.isnan(meaning), meaning, -np.inf), many),

@@ -10,7 +10,7 @@ import pytest
 import agentdb
 from agentdb import Config, MemoryWrite
 from agentdb.errors import IntegrityError
-from agentdb.memory.encoding import Encoder, Reading, decode_tokens, decode_vector
+from agentdb.memory.encoding import Encoder, Reading, decode_tokens, decode_vectors
 from agentdb.memory.records import Scope
 from agentdb.memory.resident import AgentCache, AgentRows
 from agentdb_embedders import HashingEmbedder
@@ -47,7 +47,7 @@ def test_rows_that_were_followed_are_as_rows_read_anew(db_path: Path) -> None:
             for rows in (followed, anew):
                 of = rows.scope(scope)
                 late = rows.late(query, of.slots, of)
-                words, meaning = rows.words("warm in Lisbon in May", of), rows.meaning(query, of)
+                words, meaning = rows.words("warm in Lisbon in May", of), rows.meaning([query], of)[0]
                 found.append(
                     {
                         rows.ids[slot]: (float(words[i]), float(meaning[i]), float(late[i]))
@@ -83,7 +83,7 @@ def test_a_short_memory_is_read_in_context_and_keeps_its_own_tokens() -> None:
     assert alone.tokens is not None
     assert behind.tokens is not None
     np.testing.assert_array_equal(decode_tokens(alone.tokens, 48)[0], decode_tokens(behind.tokens, 48)[0])
-    assert np.linalg.norm(decode_vector(behind.vector, 48)) == pytest.approx(1, abs=1e-3)
+    assert np.linalg.norm(decode_vectors([behind.vector], 48)[0]) == pytest.approx(1, abs=1e-3)
     ids, vectors = decode_tokens(alone.tokens, 48)
     assert len(ids) == len(vectors) == len(encoder.embedder.embed_tokens(["it was warm"])[0][0])  # type: ignore[attr-defined]
     np.testing.assert_allclose(np.linalg.norm(vectors / 127, axis=1), 1, atol=0.02)
@@ -104,7 +104,7 @@ def test_a_long_memory_has_a_vector_and_no_tokens() -> None:
 @pytest.mark.parametrize("size", [0, 95, 97])
 def test_damaged_vectors_are_noticed(size: int) -> None:
     with pytest.raises(IntegrityError):
-        decode_vector(b"x" * size, 48)
+        decode_vectors([b"x" * size], 48)
 
 
 def test_damaged_tokens_are_noticed() -> None:

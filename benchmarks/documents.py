@@ -273,14 +273,14 @@ class Asked(Prepared):
 
 
 def synthetic(chunks: int) -> Iterator[Document]:
-    """Yield documents of about 50 passages of 120 words each, of a Zipfian vocabulary of 50,000 words."""
+    """Yield documents of 49 passages or 50 of 150 words each, of a Zipfian vocabulary of 50,000 words."""
     rng = np.random.default_rng(7)
     words = np.array([f"w{number}" for number in range(50_000)])
     share = 1 / np.arange(1, len(words) + 1) ** 1.05
     share /= share.sum()
-    for number in range(-(-chunks // 50)):
-        drawn = rng.choice(words, size=(min(50, chunks - 50 * number), 120), p=share)
-        parts = [f"# Part {at}\n\n{' '.join(row[:60])}.\n{' '.join(row[60:])}." for at, row in enumerate(drawn)]
+    for number in range(chunks // 49 + 1):
+        drawn = rng.choice(words, size=(50, 150), p=share)
+        parts = [f"# Part {at}\n\n{' '.join(row[:75])}.\n{' '.join(row[75:])}." for at, row in enumerate(drawn)]
         yield Document("\n\n".join(parts), source=f"book-{number}.md", title=f"Book {number}")
 
 
@@ -292,10 +292,10 @@ def latency(folder: Path, *, quick: bool) -> Iterator[Figure]:
     with agentdb.open(folder / "db", embedder=embedder) as db:
         report = db.documents.ingest(synthetic(wanted))
         with gate("there are as many passages as asked for"):
-            assert report.chunks == wanted, report.chunks
+            assert wanted <= report.chunks < 1.05 * wanted, report.chunks
         db.optimize()
         yield Figure(
-            f"documents: ingest of {wanted:,} passages without a model",
+            f"documents: ingest of {report.chunks:,} passages without a model",
             report.chunks / report.seconds,
             "1/s",
             detail={"seconds": report.seconds, "MiB": disk_bytes(folder / "db") / 2**20},
@@ -311,7 +311,7 @@ def latency(folder: Path, *, quick: bool) -> Iterator[Figure]:
         for name, taken, bar in (("search, k = 10", searches, 30), ("context of 2,000 tokens", contexts, 60)):
             milliseconds = sorted(1e3 * one for one in taken)
             yield Figure(
-                f"documents: {name}, p95 over {wanted:,} passages",
+                f"documents: {name}, p95 over {report.chunks:,} passages",
                 milliseconds[len(milliseconds) * 95 // 100],
                 "ms",
                 bar=None if quick else bar,

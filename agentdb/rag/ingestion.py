@@ -237,14 +237,16 @@ class Ingestion:
     def _take(self, batch: Sequence[Candidate | IngestFailure]) -> None:
         wanted = [one.id for one in batch if isinstance(one, Candidate)]
         known = dict(zip(wanted, self._tables.rows(self._name, wanted), strict=True))
+        seen: set[str] = set()
         for one in batch:
             if isinstance(one, IngestFailure):
                 self._finish(one)
                 continue
             row = known[one.id]
-            if one.id in self._under_way:  # given twice: the second is compared with the first
+            if one.id in seen or one.id in self._under_way:  # given twice: the second is compared with the first
                 self._settle()
                 row = self._tables.rows(self._name, [one.id])[0]
+            seen.add(one.id)
             is_same = row is not None and one.stamp is not None and one.stamp.is_that_of(row)
             if row is not None and is_same and row["setup"] == self._setup.digest(one):
                 self._finish(_Same(one, row["revision"], None, 0))

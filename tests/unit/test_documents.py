@@ -26,6 +26,7 @@ from agentdb import (
     field,
 )
 from agentdb.rag import ingestion, sources
+from agentdb.rag.tables import text_rows
 from agentdb_embedders import HashingEmbedder
 
 GUIDE = """# Guide
@@ -599,6 +600,10 @@ def test_delete(db: agentdb.Database, folder: Path) -> None:
     check(db)
 
 
+def everything(path: Path) -> bytes:
+    return b"".join(one.read_bytes() for one in path.rglob("*") if one.is_file())
+
+
 @pytest.mark.parametrize("flushed", [False, True])
 def test_erase_leaves_nothing(db: agentdb.Database, db_path: Path, *, flushed: bool) -> None:
     secret, kept = "xylophonequartz", "marmaladezebra"
@@ -615,11 +620,29 @@ def test_erase_leaves_nothing(db: agentdb.Database, db_path: Path, *, flushed: b
     target = db.documents.search(secret, 1)[0].document_id
     receipt = db.documents.erase(target)
     assert receipt.status == "complete"
-    raw = b"".join(path.read_bytes() for path in db_path.rglob("*") if path.is_file()).lower()
+    raw = everything(db_path).lower()
     assert secret.encode() not in raw
     assert target.encode() not in raw
     assert kept.encode() in raw
     assert [one.text for one in db.documents.search(kept)] == [f"The word is {kept}."]
+    check(db)
+
+
+@pytest.mark.parametrize("optimized", [False, True])
+def test_erase_leaves_nothing_of_older_versions(db: agentdb.Database, db_path: Path, *, optimized: bool) -> None:
+    secret = "xylophonequartz"
+    text = " ".join(f"{secret}{i * i * 7919 % 10_007}" for i in range(2_000))
+    stored = text_rows("documents", "any", "any", text)[0]["text"]
+    db.documents.ingest([("diary", text), ("kept", "something else")])
+    db.flush()
+    assert stored in everything(db_path)
+    db.documents.ingest([("diary", "nothing to see here")])
+    if optimized:
+        db.optimize()
+    (diary,) = db.documents.list(filter=field("source") == "diary")
+    assert db.documents.erase(diary.id).status == "complete"
+    assert secret.encode() not in everything(db_path)
+    assert stored not in everything(db_path)
     check(db)
 
 

@@ -1,7 +1,7 @@
 """Chunks: spans of a document's text that fit an embedder, cut where the text itself is divided.
 
-Every chunker keeps these laws: each character that is no white space lies in a chunk; no chunk is empty; chunks are in
-order; and ``text[start:end]`` is the chunk.
+Every chunker here keeps these laws: each character that is no white space lies in a chunk; no chunk is empty; chunks are
+in order; and ``text[start:end]`` is the chunk. Splitters of others (`as_chunker`) keep the last two.
 """
 
 from __future__ import annotations
@@ -11,15 +11,26 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, chain
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from agentdb.errors import InvalidInputError
+import numpy as np
+
+from agentdb.embedding import Embedder, TokenCounter, embed_texts, is_embedder
+from agentdb.errors import InvalidInputError, MissingDependencyError
 from agentdb.rag import pieces
 from agentdb.rag.parsing.model import Block, ParsedDocument
 from agentdb.rag.pieces import Cut, Piece
 from agentdb.rag.syntax import outline
 
-__all__ = ["Chunk", "Chunker", "CountTokens", "StructureChunker"]
+__all__ = [
+    "Chunk",
+    "Chunker",
+    "CountTokens",
+    "ParentChildChunker",
+    "SemanticChunker",
+    "StructureChunker",
+    "as_chunker",
+]
 
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 """Returns how many tokens each text has, special tokens included, as `agentdb.TokenCounter.count_tokens` does."""
@@ -28,6 +39,8 @@ _CHARS_PER_TOKEN = 32
 """A chunk has at most so many characters for each token it may have: some tokenizers make one token of any word."""
 _REGION = 1 << 20
 """Characters that are cut into pieces at a time, so that memory stays small beside the text's own."""
+_EMBEDDED = 1_024
+"""Stretches whose vectors are asked for at a time."""
 _MOST_WORDS = 1 << 19
 _FENCE = re.compile(r" {0,3}(?:`{3,}|~{3,})[^\n]*(?:\n|\Z)")
 _FENCE_END = re.compile(r"\n[ \t]*(?:`{3,}|~{3,})[ \t]*\Z")
@@ -81,12 +94,7 @@ class StructureChunker:
     _costs: _Costs = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        require_tokens("chunk_tokens", self.chunk_tokens, 1)
-        require_tokens("overlap_tokens", self.overlap_tokens, 0)
-        if self.overlap_tokens * 2 > self.chunk_tokens:
-            raise InvalidInputError("overlap_tokens must be at most half of chunk_tokens")
-        if not callable(self.count_tokens):
-            raise InvalidInputError(f"count_tokens must be callable, not {type(self.count_tokens).__name__}")
+        require_sizes(self.count_tokens, self.chunk_tokens, self.overlap_tokens, "chunk_tokens")
         object.__setattr__(self, "_costs", _Costs(self.count_tokens))
 
     def chunk(self, document: ParsedDocument) -> list[Chunk]:
@@ -94,12 +102,148 @@ class StructureChunker:
         packer = Packer(document.text, self._costs, self.chunk_tokens, self.overlap_tokens)
         spans: list[tuple[int, int]] = []
         for region in regions(document):
-            spans += packer.pack(packer.pieces(region))
+            spans += packer.pack([packer.pieces(region)])
         return placed(document, spans, packer.definitions)
 
 
-def require_tokens(name: str, value: object, least: int) -> None:
-    """Return if a number of tokens is one.
+@dataclass(frozen=True, kw_only=True)
+class ParentChildChunker:
+    """Small chunks to be found, each with the span of the larger stretch that it is returned as.
+
+    Both are cut as `StructureChunker` cuts; the larger stretches do not overlap, and a small chunk lies within one.
+
+    Args:
+        count_tokens: as for `StructureChunker`.
+        parent_tokens: the most that a larger stretch has; more than ``child_tokens``.
+        child_tokens, overlap_tokens: of the small chunks, as ``chunk_tokens`` and ``overlap_tokens`` there.
+    """
+
+    count_tokens: CountTokens = field(repr=False)
+    parent_tokens: int = 1_024
+    child_tokens: int = 128
+    overlap_tokens: int = 0
+    _costs: _Costs = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        require_sizes(self.count_tokens, self.child_tokens, self.overlap_tokens, "child_tokens")
+        require_tokens("parent_tokens", self.parent_tokens, self.child_tokens + 1)
+        object.__setattr__(self, "_costs", _Costs(self.count_tokens))
+
+    def chunk(self, document: ParsedDocument) -> list[Chunk]:
+        """Return the small chunks in the order of the text."""
+        parents = Packer(document.text, self._costs, self.parent_tokens, 0)
+        children = Packer(document.text, self._costs, self.child_tokens, self.overlap_tokens)
+        spans: list[tuple[int, int]] = []
+        above: list[tuple[int, int]] = []
+        for region in regions(document):
+            larger = parents.pack([parents.pieces(region)])
+            above += larger
+            spans += children.pack([children.pieces(list(_within(region, *span))) for span in larger])
+        starts = [start for start, _ in above]
+        return [
+            replace(chunk, parent=above[bisect_right(starts, chunk.start) - 1])
+            for chunk in placed(
+                document, spans, sorted(parents.definitions + children.definitions, key=_outermost_first)
+            )
+        ]
+
+
+def _outermost_first(definition: tuple[int, int, str]) -> tuple[int, int]:
+    return definition[0], -definition[1]
+
+
+def _within(blocks: Sequence[Block], start: int, end: int) -> Iterator[Block]:
+    """Yield the blocks of a stretch, those at its borders as far as they lie in it."""
+    for block in blocks:
+        if block.start < end and start < block.end:
+            yield replace(block, start=max(start, block.start), end=min(end, block.end))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticChunker:
+    """Cuts where the embeddings of what is before and behind a place differ most.
+
+    The text is divided into sentences, items, rows and lines. A place begins a new chunk if the vectors of the stretches
+    before and behind it are farther apart than most; otherwise chunks are cut as `StructureChunker` cuts, without overlap.
+
+    Args:
+        embedder: embeds each stretch once; the same as for search or a cheaper one.
+        count_tokens: as for `StructureChunker`; None: those of the embedder, which must be a `agentdb.TokenCounter` then.
+        chunk_tokens: the most that a chunk has.
+        percentile: which share of the places of a document is no breakpoint, 0 to 100.
+        window: sentences on each side that are compared.
+
+    Source:
+        Kamradt, 5 Levels Of Text Splitting, 2024: breakpoints at a percentile of the distances.
+    """
+
+    embedder: Embedder
+    count_tokens: CountTokens | None = field(default=None, repr=False)
+    chunk_tokens: int = 224
+    percentile: float = 90.0
+    window: int = 2
+    _costs: _Costs = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not is_embedder(self.embedder):
+            raise InvalidInputError(f"embedder must be an Embedder, not {type(self.embedder).__name__}")
+        count = self.count_tokens
+        if count is None:
+            if not isinstance(self.embedder, TokenCounter):
+                raise InvalidInputError("count_tokens is required: the embedder does not count tokens")
+            count = self.embedder.count_tokens
+        require_sizes(count, self.chunk_tokens, 0, "chunk_tokens")
+        if isinstance(self.percentile, bool) or not isinstance(self.percentile, int | float):
+            raise InvalidInputError(f"percentile must be a number, not {type(self.percentile).__name__}")
+        if not 0 <= self.percentile <= 100:
+            raise InvalidInputError(f"percentile must be from 0 to 100, not {self.percentile}")
+        require_tokens("window", self.window, 1)
+        object.__setattr__(self, "_costs", _Costs(count))
+
+    def chunk(self, document: ParsedDocument) -> list[Chunk]:
+        """Return the chunks in the order of the text."""
+        packer = Packer(document.text, self._costs, self.chunk_tokens, 0)
+        spans: list[tuple[int, int]] = []
+        for region in regions(document):
+            spans += packer.pack([self._broken(document.text, packer.pieces(region))])
+        return placed(document, spans, packer.definitions)
+
+    def _broken(self, text: str, parts: list[Piece]) -> list[Piece]:
+        """Return the pieces with a better cut where the subject changes."""
+        count = len(parts)
+        if count < 3:
+            return parts
+        stretches = [text[parts[at][0] : parts[min(at + self.window, count) - 1][1]] for at in range(count)]
+        vectors = np.concatenate(
+            [embed_texts(self.embedder, stretches[first : first + _EMBEDDED]) for first in range(0, count, _EMBEDDED)]
+        )
+        vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        # Before the first places there are fewer sentences than the window: the stretch that begins with the text.
+        before = np.maximum(np.arange(1, count) - self.window, 0)
+        distances = 1 - np.einsum("nd,nd->n", vectors[before], vectors[1:])
+        threshold = np.percentile(distances, self.percentile)
+        is_break = np.append(False, distances > threshold)
+        return [
+            (start, end, max(cut, Cut.MEANING) if new and cut != Cut.GLUED else cut)
+            for (start, end, cut), new in zip(parts, is_break.tolist(), strict=True)
+        ]
+
+
+def require_sizes(count_tokens: object, tokens: object, overlap: object, name: str) -> None:
+    """Return if the sizes of chunks can be kept.
+
+    Raises:
+        InvalidInputError: they cannot; names the field.
+    """
+    if not callable(count_tokens):
+        raise InvalidInputError(f"count_tokens must be callable, not {type(count_tokens).__name__}")
+    most = require_tokens(name, tokens, 1)
+    if require_tokens("overlap_tokens", overlap, 0) * 2 > most:
+        raise InvalidInputError(f"overlap_tokens must be at most half of {name}")
+
+
+def require_tokens(name: str, value: object, least: int) -> int:
+    """Return a number that is at least so large.
 
     Raises:
         InvalidInputError: it is not, or it is too small.
@@ -108,6 +252,7 @@ def require_tokens(name: str, value: object, least: int) -> None:
         raise InvalidInputError(f"{name} must be an int, not {type(value).__name__}")
     if value < least:
         raise InvalidInputError(f"{name} must be at least {least}, not {value}")
+    return value
 
 
 def placed(
@@ -146,7 +291,7 @@ def regions(document: ParsedDocument) -> Iterator[list[Block]]:
             stop = text.rfind("\n", start + _REGION // 2, start + _REGION) + 1
             if not stop:
                 stop = start + _REGION
-                while not pieces.is_grapheme_end(text, stop) and stop > start + _REGION - 64:
+                while not pieces.is_grapheme_end(text, stop) and stop > start + _REGION // 2:
                     stop -= 1
             if bare := text[start:stop].rstrip():
                 yield [*run, replace(block, start=start, end=start + len(bare))]
@@ -224,6 +369,7 @@ class Packer:
         self._limit = chunk_tokens
         self._capacity = max(1, chunk_tokens - costs.special)
         self._overlap = overlap_tokens
+        self._known: dict[tuple[int, int], int] = {}  # what blocks cost that were counted as a whole
         self.definitions: list[tuple[int, int, str]] = []
         """Where classes, functions and the like begin and end, and what they are called, in order, outer ones first."""
 
@@ -279,20 +425,32 @@ class Packer:
         # Far too many words is too many; otherwise it is counted exactly.
         near = [span for span, cost in zip(spans, estimates, strict=True) if cost <= 3 * self._capacity]
         counts = self._costs.exact([self._text[start:end] for start, end in near]) if near else []
-        return {start for (start, _), count in zip(near, counts, strict=True) if count <= self._limit}
+        fitting = {span: count for span, count in zip(near, counts, strict=True) if count <= self._limit}
+        for span, count in fitting.items():
+            self._known[span] = max(1, min(count - self._costs.special, self._capacity))
+        return {start for start, _ in fitting}
 
     # --- chunks
 
-    def pack(self, found: list[Piece]) -> list[tuple[int, int]]:
-        """Return spans that hold all of the pieces, each within the limit, in order."""
-        if not found:
-            return []
-        parts, costs = self._fitting(found)
-        return self._verified(parts, costs, self._divide(parts, costs, 0, len(parts), self._capacity, self._overlap))
+    def pack(self, groups: Sequence[list[Piece]]) -> list[tuple[int, int]]:
+        """Return spans that hold all of the pieces, each within the limit and within one group, in order."""
+        parts: list[Piece] = []
+        costs: list[int] = []
+        runs: list[tuple[int, int, int]] = []
+        for group in groups:
+            if group:
+                fitting, measured = self._fitting(group)
+                first = len(parts)
+                parts += fitting
+                costs += measured
+                runs += self._divide(parts, costs, first, len(parts), self._capacity, self._overlap)
+        return self._verified(parts, costs, runs)
 
     def _fitting(self, found: list[Piece]) -> tuple[list[Piece], list[int]]:
         """Return pieces that each fit, and what they cost."""
-        costs = self._costs.estimate(self._text, [(start, end) for start, end, _ in found])
+        spans = [(start, end) for start, end, _ in found]
+        costs = self._costs.estimate(self._text, spans)
+        costs = [self._known.get(span, cost) for span, cost in zip(spans, costs, strict=True)]
         while max(costs) > self._capacity:
             parts: list[Piece] = []
             places: list[int] = []
@@ -336,11 +494,11 @@ class Packer:
     def _best(cuts: list[int], sums: list[int], base: int, fresh: int, furthest: int, count: int, capacity: int) -> int:
         """Return where a chunk ends.
 
-        The first heading after its first quarter, else the last definition there, else the best place in its second half.
+        The first heading or change of subject after its first quarter, else the last definition there, else the best place in its second half.
         """
         quarter = max(fresh + 1, bisect_right(sums, base + capacity // 4, fresh))
         for place in range(quarter, min(furthest + 1, count)):
-            if cuts[place] >= Cut.HEADING_6:
+            if cuts[place] >= Cut.MEANING:
                 return place
         if furthest >= count:
             return count
@@ -379,7 +537,12 @@ class Packer:
                 else:
                     left += self._smaller(parts, costs, run, count)
             runs = left
-        return sorted(done)
+        # A part of a chunk that was divided again may be all that the next chunk repeats.
+        kept: list[tuple[int, int]] = []
+        for span in sorted(done, key=lambda one: (one[0], -one[1])):
+            if not kept or span[1] > kept[-1][1]:
+                kept.append(span)
+        return kept
 
     def _smaller(
         self, parts: list[Piece], costs: list[int], run: tuple[int, int, int], count: int
@@ -403,3 +566,112 @@ class Packer:
     @staticmethod
     def _span(parts: list[Piece], begin: int, end: int) -> tuple[int, int]:
         return parts[begin][0], parts[end - 1][1]
+
+
+# --- splitters of others
+
+
+def as_chunker(value: object) -> Chunker:
+    """Return a chunker: a `Chunker` as it is, or what divides texts elsewhere, behind the same method.
+
+    Args:
+        value: a `Chunker`; a text splitter of LangChain, or whatever has ``split_text``; a node parser of LlamaIndex, or
+            whatever has ``get_nodes_from_documents``; a callable that takes a text and returns its parts. Each part must
+            be a stretch of the text, but for white space at its ends; `Chunker.chunk` raises `InvalidInputError` where
+            one is not. What such a splitter leaves out lies in no chunk.
+
+    Raises:
+        InvalidInputError: it is none of these.
+    """
+    if isinstance(value, type):
+        raise InvalidInputError(f"a chunker must be an object, not the class {value.__name__}")
+    if callable(getattr(value, "chunk", None)):
+        assert isinstance(value, Chunker)
+        return value
+    if callable(getattr(value, "get_nodes_from_documents", None)):
+        return _NodeParser(value)
+    for divide in (getattr(value, "split_text", None), value):
+        if callable(divide):
+            return _Splitter(divide)
+    raise InvalidInputError(
+        "a chunker must have chunk(), split_text() or get_nodes_from_documents(), or be callable with a text, not "
+        f"{type(value).__name__}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Splitter:
+    """Whatever divides a text into strings."""
+
+    divide: Callable[[str], Any]
+
+    def chunk(self, document: ParsedDocument) -> list[Chunk]:
+        if not document.text.strip():
+            return []
+        # Splitters by headings return documents, whose text is their page_content.
+        parts = [getattr(part, "page_content", part) for part in self.divide(document.text)]
+        for number, part in enumerate(parts):
+            if not isinstance(part, str):
+                raise InvalidInputError(f"part {number} of the splitter must be a string, not {type(part).__name__}")
+        return placed(document, list(_located(document.text, parts)))
+
+
+@dataclass(frozen=True, slots=True)
+class _NodeParser:
+    """A node parser of LlamaIndex. Of nodes in levels the lowest are the chunks, each with the span of its parent."""
+
+    parser: Any
+
+    def chunk(self, document: ParsedDocument) -> list[Chunk]:
+        if not document.text.strip():
+            return []
+        try:
+            from llama_index.core.schema import Document
+        except ImportError as error:
+            raise MissingDependencyError("a node parser needs 'agentdb-lance[llama-index]'") from error
+        nodes = list(self.parser.get_nodes_from_documents([Document(text=document.text)]))
+        lowest = [node for node in nodes if not node.child_nodes]
+        chunks = placed(document, list(_located(document.text, [node.text for node in lowest])))
+        above = {node.node_id: node for node in nodes}
+        parents: dict[str, tuple[int, int] | None] = {}
+        found: list[Chunk] = []
+        for chunk, node in zip(chunks, (node for node in lowest if node.text.strip()), strict=True):
+            parent = above.get(node.parent_node.node_id) if node.parent_node is not None else None
+            if parent is None:
+                found.append(chunk)
+                continue
+            if parent.node_id not in parents:
+                parents[parent.node_id] = _around(document.text, parent.text.strip(), chunk)
+            found.append(replace(chunk, parent=parents[parent.node_id]))
+        return found
+
+
+def _around(text: str, larger: str, chunk: Chunk) -> tuple[int, int] | None:
+    """Return where a larger stretch lies that holds a chunk, or None."""
+    start = text.rfind(larger, 0, chunk.start + len(larger))
+    return (start, start + len(larger)) if start >= 0 and chunk.end <= start + len(larger) else None
+
+
+def _located(text: str, parts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Yield where the parts lie, each after the beginning of the one before it.
+
+    A part that occurs more than once is taken where nothing is left out before it, with as little overlap as possible.
+    """
+    start, end = -1, 0
+    for number, part in enumerate(parts):
+        bare = part.strip()
+        if not bare:
+            continue
+        following = end
+        while following < len(text) and text[following].isspace():
+            following += 1
+        at = text.rfind(bare, start + 1, following + len(bare))
+        if at < 0:
+            at = text.find(bare, start + 1)
+        if at < 0:
+            raise InvalidInputError(
+                f"part {number} of the splitter is not a stretch of the text after part {number - 1}: a splitter that "
+                "rewrites the text cannot be used, because citations would not be exact"
+            )
+        start, end = at, at + len(bare)
+        yield start, end

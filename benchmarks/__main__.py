@@ -25,6 +25,7 @@ SUITE = {
     "langgraph-step": langgraph.step,
     "langgraph-storage": langgraph.storage,
     "langgraph-async": langgraph.concurrent,
+    "langgraph-store": langgraph.store,
     "llama-index": llama_index.stores,
     "global": vectors.everywhere,
     "glove": vectors.glove,

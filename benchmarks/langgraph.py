@@ -1,15 +1,16 @@
-"""LangGraph's checkpoints beside InMemorySaver, SqliteSaver and AsyncSqliteSaver, in one run."""
+"""LangGraph's checkpoints and stores beside InMemorySaver, SqliteSaver, AsyncSqliteSaver, InMemoryStore and SqliteStore."""
 
 import asyncio
 import gc
 import random
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Annotated, TypedDict
+from typing import Annotated, Any, TypedDict
 
+import numpy as np
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
@@ -18,10 +19,13 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
+from langgraph.store.base import BaseStore, PutOp, SearchItem
+from langgraph.store.memory import InMemoryStore
+from langgraph.store.sqlite import SqliteStore
 
 import agentdb
 from benchmarks.harness import Figure, disk_bytes, gate, median, seconds, spread
-from langgraph_agentdb import AgentDBSaver
+from langgraph_agentdb import AgentDBSaver, AgentDBStore
 
 _random = random.Random(1)
 _WORDS = [
@@ -229,3 +233,163 @@ def concurrent(folder: Path, *, quick: bool) -> Iterator[Figure]:
             f"64 async runs from {history} messages: throughput / AsyncSqliteSaver's",
             median(ratios), "times", bar, higher=True, detail=detail,
         )  # fmt: skip
+
+
+# --- stores -----------------------------------------------------------------------------------------------------------
+
+_DIMS = 384
+
+
+def _sqlite_store(path: Path, index: dict[str, Any]) -> tuple[SqliteStore, bool]:
+    """Return the peer, and whether it can search by meaning: it needs an SQLite that loads extensions."""
+    module = sqlite3
+    if not hasattr(sqlite3.Connection, "enable_load_extension"):
+        try:
+            import pysqlite3 as module
+        except ImportError:
+            module = None
+    made = (module or sqlite3).connect(path, check_same_thread=False, isolation_level=None)
+    index = {"dims": index["dims"], "embed": index["embed"], "text_fields": index["fields"]}
+    store = SqliteStore(made, index=None if module is None else index)
+    store.setup()
+    return store, module is not None
+
+
+def _value(i: int) -> dict[str, Any]:
+    return {"text": f"memory {i}", "score": i * 7919 % 1000, "kind": f"kind {i * 31 % 20}", "source": {"turn": i % 50}}
+
+
+class _Searches:
+    """What is asked of every store, and whether the answer is right."""
+
+    def __init__(self, vectors: np.ndarray, namespaces: int) -> None:
+        self.vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        self.namespaces = namespaces
+        self.values = [_value(i) for i in range(len(vectors))]
+
+    def prefix(self, n: int, *, everywhere: bool) -> tuple[str, ...]:
+        return ("users",) if everywhere else ("users", f"user {n * 37 % self.namespaces}")
+
+    def filter(self, n: int, *, everywhere: bool) -> dict[str, Any]:
+        # One in ten of a namespace; everywhere one in twenty of one in a hundred.
+        if everywhere:
+            return {"kind": f"kind {n % 20}", "score": {"$gte": 990}}
+        return {"score": {"$lt": 100}}
+
+    def members(self, n: int, *, everywhere: bool, filtered: bool) -> list[int]:
+        low = 0 if everywhere else n * 37 % self.namespaces
+        own = range(low, len(self.vectors), 1 if everywhere else self.namespaces)
+        if not filtered:
+            return list(own)
+        if everywhere:
+            return [i for i in own if self.values[i]["kind"] == f"kind {n % 20}" and self.values[i]["score"] >= 990]
+        return [i for i in own if self.values[i]["score"] < 100]
+
+    def check(self, found: list[SearchItem], n: int, *, everywhere: bool, filtered: bool, query: str | None) -> None:
+        members = self.members(n, everywhere=everywhere, filtered=filtered)
+        numbers = [int(one.key) for one in found]
+        assert len(found) == min(10, len(members))
+        assert set(numbers) <= set(members)
+        assert all(one.value == self.values[i] for one, i in zip(found, numbers, strict=True))
+        if query is not None:
+            asked = self.vectors[int(query.split()[-1])]
+            best = np.sort(self.vectors[members] @ asked)[::-1][: len(found)]
+            assert np.allclose([one.score for one in found], best, atol=1e-4)
+
+
+def store(folder: Path, *, quick: bool) -> Iterator[Figure]:
+    """100,000 items in 1,000 namespaces, searched by filter, by meaning and by both; in one namespace and in all."""
+    items, namespaces, calls, rounds = (3_000, 30, 3, 2) if quick else (100_000, 1_000, 20, 5)
+    generator = np.random.default_rng(1)
+    searches = _Searches(generator.standard_normal((items, _DIMS)).astype(np.float32), namespaces)
+
+    def embed(texts: list[str]) -> list[list[float]]:
+        return searches.vectors[[int(one.split()[-1]) for one in texts]].tolist()
+
+    index: dict[str, Any] = {"dims": _DIMS, "embed": embed, "fields": ["text"]}
+    sqlite, has_vectors = _sqlite_store(folder / "peer.sqlite", index)
+    with agentdb.open(folder / "db") as db:
+        stores: dict[str, BaseStore] = {
+            "agentdb": AgentDBStore(db, index=index),
+            "memory": InMemoryStore(index=index),
+            "sqlite": sqlite,
+        }
+        loading = {}
+        for name, one in stores.items():
+            puts = [
+                PutOp(("users", f"user {i % namespaces}", "memories"), str(i), searches.values[i]) for i in range(items)
+            ]
+            batches = [puts[at : at + 1_000] for at in range(0, items, 1_000)]
+            loading[f"{name} load s"] = seconds(
+                lambda one=one, batches=batches: [one.batch(batch) for batch in batches]
+            )
+        db.optimize()
+        for everywhere in (False, True):
+            for by_filter, by_meaning in ((True, False), (False, True), (True, True)):
+                asked = {name: one for name, one in stores.items() if has_vectors or name != "sqlite" or not by_meaning}
+                slow = everywhere and by_meaning
+                yield _searched(
+                    asked,
+                    searches,
+                    calls=2 if slow else calls,
+                    rounds=2 if slow else rounds,
+                    everywhere=everywhere,
+                    filtered=by_filter,
+                    by_meaning=by_meaning,
+                )
+        yield _single(stores, searches, loading, calls=5 if quick else 100)
+    sqlite.conn.close()
+
+
+def _searched(
+    stores: dict[str, BaseStore],
+    searches: _Searches,
+    *,
+    calls: int,
+    rounds: int,
+    everywhere: bool,
+    filtered: bool,
+    by_meaning: bool,
+) -> Figure:
+    def ask(one: BaseStore, n: int) -> list[SearchItem]:
+        condition = searches.filter(n, everywhere=everywhere) if filtered else None
+        query = f"query {n}" if by_meaning else None
+        return one.search(searches.prefix(n, everywhere=everywhere), filter=condition, query=query)
+
+    first = {name: seconds(lambda one=one: ask(one, 0)) for name, one in stores.items()}
+    with gate("every store finds what is there"):
+        for one in stores.values():
+            for n in range(calls):
+                query = f"query {n}" if by_meaning else None
+                searches.check(ask(one, n), n, everywhere=everywhere, filtered=filtered, query=query)
+    taken: dict[str, list[float]] = {name: [] for name in stores}
+    for _ in range(rounds):
+        for name, one in stores.items():
+            gc.collect()
+            taken[name] += [seconds(lambda one=one, n=n: ask(one, n)) for n in range(calls)]
+    detail = {f"{name} ms": median(values) * 1e3 for name, values in taken.items()}
+    detail |= {f"agentdb {key} ms": value * 1e3 for key, value in spread(taken["agentdb"]).items()}
+    detail["agentdb first ms"] = first["agentdb"] * 1e3
+    fastest = min(median(values) for name, values in taken.items() if name != "agentdb")
+    what = " and ".join(["filter"] * filtered + ["meaning"] * by_meaning)
+    where = "all namespaces" if everywhere else "one namespace"
+    name = f"store search by {what}, {where}: fastest peer / AgentDB"
+    return Figure(name, fastest / median(taken["agentdb"]), "times", 5, higher=True, detail=detail)
+
+
+def _single(stores: dict[str, BaseStore], searches: _Searches, loading: dict[str, float], *, calls: int) -> Figure:
+    """One item put and got; what is on the disk is durable with AgentDB and SqliteStore."""
+    work: dict[str, Callable[[BaseStore, int], Any]] = {
+        "put": lambda one, n: one.put(("users", f"user {n}", "new"), str(n), searches.values[n]),
+        "get": lambda one, n: one.get(("users", f"user {n}", "new"), str(n)),
+    }
+    detail: dict[str, float] = dict(loading)
+    times: dict[str, float] = {}
+    for what, call in work.items():
+        for name, one in stores.items():
+            values = [seconds(lambda one=one, n=n, call=call: call(one, n)) for n in range(calls)]
+            times[f"{name} {what} ms"] = median(values) * 1e3
+    with gate("what was put is got"):
+        for one in stores.values():
+            assert all(one.get(("users", f"user {n}", "new"), str(n)).value == searches.values[n] for n in range(calls))
+    return Figure("store: put of one item, embedded, durable", times["agentdb put ms"], "ms", detail=times | detail)

@@ -415,9 +415,10 @@ def _ttl_config(given: TTLConfig | None) -> TTLConfig | None:
 
 def _copied(value: Any) -> Any:
     """Return a copy of a JSON value that shares nothing which can change."""
-    if type(value) in _SCALARS:
+    kind = type(value)
+    if kind in _SCALARS:
         return value
-    if isinstance(value, Mapping):
+    if kind is dict or isinstance(value, Mapping):
         return {key: one if type(one) in _SCALARS else _copied(one) for key, one in value.items()}
     return [_copied(one) for one in value] if isinstance(value, list | tuple) else value
 

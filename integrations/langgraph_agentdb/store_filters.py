@@ -225,7 +225,8 @@ def _check_depth(depth: int) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    kind = type(value)
+    return kind is int or kind is float or (isinstance(value, int | float) and kind is not bool)
 
 
 def _same(found: Any, wanted: Any) -> bool:

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from dataclasses import field as attribute
 from datetime import UTC, datetime, timedelta
@@ -102,6 +102,8 @@ _RESIDENT_NAMESPACES = 64
 _RESIDENT_SHARE = 4
 """Items in memory take one part in so many of ``Config.resident_bytes`` at most."""
 _SCOPES = 4_096
+_REMEMBERED = 8
+"""Filters whose answers are remembered for a namespace until it changes."""
 _ROW_BYTES = 1_000
 """What an item takes in memory besides its vectors, about."""
 _REFRESH_STEP = timedelta(seconds=1)
@@ -185,18 +187,16 @@ def namespace_of(text: str) -> tuple[str, ...]:
 class _Namespace:
     """The items of a namespace as of a revision, newest first. Never changed, but that vectors are loaded."""
 
-    __slots__ = ("_matrix", "by_key", "revision", "rows")
+    __slots__ = ("_matching", "_matrix", "by_key", "is_embedded", "revision", "rows")
 
     def __init__(self, revision: int, rows: Iterable[StoredItem]) -> None:
         self.revision = revision
         self.rows = sorted(rows, key=_newest_first)
         self.by_key = {one.at.key: one for one in self.rows}
-        self._matrix: tuple[Vectors, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
-
-    @property
-    def is_embedded(self) -> bool:
+        self.is_embedded = all(one.vectors is not None or not one.count for one in self.rows)
         """Whether all vectors are loaded."""
-        return all(one.vectors is not None or not one.count for one in self.rows)
+        self._matching: dict[str, _Matching] = {}
+        self._matrix: tuple[Vectors, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
 
     def bytes(self) -> int:
         """Return about what it takes."""
@@ -210,19 +210,61 @@ class _Namespace:
         kept.update((one.at.key, one) for one in rows)
         return _Namespace(revision, kept.values())
 
-    def scores(self, vector: Vectors) -> tuple[list[StoredItem], npt.NDArray[np.float32]]:
-        """Return the items that have vectors, and how near the best of each is to a vector of length 1."""
+    def matching(self, chosen: _Chosen) -> _Matching:
+        """Return the rows that a filter lets through; what was asked before is remembered."""
+        found = self._matching.get(chosen.name) if chosen.name is not None else None
+        if found is None:
+            holds = chosen.check()
+            mask = np.fromiter((holds(one.value) for one in self.rows), np.bool_, len(self.rows))
+            found = _Matching([self.rows[i] for i in np.flatnonzero(mask).tolist()], mask)
+            if chosen.name is not None:
+                if len(self._matching) >= _REMEMBERED:
+                    self._matching = {}
+                self._matching[chosen.name] = found
+        return found
+
+    def scores(self, vector: Vectors) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Return the positions of the rows that have vectors, and how near the best of each is to a vector of length 1."""
         if self._matrix is None:
             owners = [i for i, one in enumerate(self.rows) if one.vectors is not None and len(one.vectors)]
             parts = [vectors for i in owners if (vectors := self.rows[i].vectors) is not None]
             starts = np.cumsum([0, *map(len, parts)])[:-1]
             matrix = np.concatenate(parts) if parts else np.empty((0, len(vector)), np.float32)
             self._matrix = matrix, starts, np.array(owners, np.int64)
-        matrix, starts, indices = self._matrix
-        if not len(indices):
-            return [], np.empty(0, np.float32)
-        best = np.maximum.reduceat(matrix @ vector, starts)
-        return [self.rows[i] for i in indices.tolist()], best
+        matrix, starts, positions = self._matrix
+        if not len(positions):
+            return positions, np.empty(0, np.float32)
+        best = matrix @ vector
+        return positions, best if len(best) == len(positions) else np.maximum.reduceat(best, starts)
+
+
+class _Matching(NamedTuple):
+    """The rows of a namespace that a filter lets through."""
+
+    rows: list[StoredItem]
+    mask: npt.NDArray[np.bool_]
+
+
+class _Chosen:
+    """A filter on rows in memory, compiled when it is first needed."""
+
+    __slots__ = ("_compiled", "_given", "is_all", "name")
+
+    def __init__(self, given: Mapping[str, Any] | None) -> None:
+        self._given = given
+        self._compiled: StoreFilter | None = None
+        self.is_all = given is None or (isinstance(given, dict) and not given)
+        self.name: str | None = None
+        """What tells it from others; None: it must not be remembered."""
+        if not self.is_all:
+            with suppress(RecursionError):
+                self.name = repr(given)
+
+    def check(self) -> Callable[[Any], bool]:
+        """Return the test of a value."""
+        if self._compiled is None:
+            self._compiled = StoreFilter(self._given, "value")
+        return self._compiled.holds
 
 
 class _Scope(NamedTuple):
@@ -443,30 +485,32 @@ class Items:
         return [loaded.get(one.at, one) for one in rows]
 
     def _search_resident(self, request: SearchRequest, namespaces: Sequence[_Namespace]) -> list[Scored]:
-        holds = StoreFilter(request.filter, "value").holds
+        chosen = _Chosen(request.filter)
+        if not namespaces:
+            chosen.check()
         expired = self._expired_below(request.prefix) if self._omits_expired and _any_ttl(namespaces) else set()
-
-        def page(found: Iterable[StoredItem]) -> list[StoredItem]:
-            if request.filter:
-                found = filter(lambda one: holds(one.value), found)
-            if expired:
-                found = (one for one in found if one.at not in expired)
-            return list(islice(found, request.offset, request.wanted))
-
-        if request.vector is not None:
-            unit = _unit(request.vector[None])[0]
-            found: list[tuple[float, StoredItem]] = []
+        rows: list[StoredItem] = []
+        if request.vector is None:
             for namespace in namespaces:
-                rows, scores = namespace.scores(unit)
-                found += zip(scores.tolist(), rows, strict=True)
-            found.sort(key=lambda one: (-one[0], one[1].at))
-            known = {one.at: score for score, one in found}
-            return [Scored(one, known[one.at]) for one in page(one for _, one in found)]
-        if len(namespaces) == 1:
-            rows_by_time: Iterable[StoredItem] = namespaces[0].rows
-        else:
-            rows_by_time = sorted((one for namespace in namespaces for one in namespace.rows), key=_newest_first)
-        return [Scored(one, None) for one in page(rows_by_time)]
+                rows += namespace.rows if chosen.is_all else namespace.matching(chosen).rows
+            if len(namespaces) > 1:
+                rows.sort(key=_newest_first)
+            alive = (one for one in rows if one.at not in expired) if expired else rows
+            return [Scored(one, None) for one in islice(alive, request.offset, request.wanted)]
+        unit = _unit(request.vector)
+        parts = []
+        for namespace in namespaces:
+            positions, best = namespace.scores(unit)
+            if not chosen.is_all:
+                kept = namespace.matching(chosen).mask[positions]
+                positions, best = positions[kept], best[kept]
+            rows += [namespace.rows[i] for i in positions.tolist()]
+            parts.append(best)
+        scores = np.concatenate(parts) if parts else np.empty(0)
+        order = np.argsort(-scores, kind="stable").tolist()
+        if expired:
+            order = [i for i in order if rows[i].at not in expired]
+        return [Scored(rows[i], float(scores[i])) for i in order[request.offset : request.wanted]]
 
     # --- large scopes, where they lie ---------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@
 =============  =========================================================================
 """
 
-from agentdb.rag.chunking import Chunk, Chunker, StructureChunker
+from agentdb.rag.chunking import Chunk, Chunker, ParentChildChunker, SemanticChunker, StructureChunker
 from agentdb.rag.documents import Documents
 from agentdb.rag.images import Captioner, ImageOptions, ImageTextReader, StoredImage
 from agentdb.rag.parsing import Block, DocumentError, EmbeddedImage, ParsedDocument, ParseLimits, Parser
@@ -52,10 +52,12 @@ __all__ = [
     "IngestReport",
     "IngestWarning",
     "Omitted",
+    "ParentChildChunker",
     "ParseLimits",
     "ParsedDocument",
     "Parser",
     "Passage",
+    "SemanticChunker",
     "StoredDocument",
     "StoredImage",
     "StructureChunker",

@@ -12,7 +12,7 @@ from agentdb.embedding import Embedder, TokenCounter
 from agentdb.errors import AccessDeniedError, InvalidInputError, NotFoundError, UnavailableError
 from agentdb.filters import Filter
 from agentdb.llm import LanguageModel, as_language_model
-from agentdb.rag.chunking import Chunker, StructureChunker
+from agentdb.rag.chunking import Chunker, StructureChunker, as_chunker
 from agentdb.rag.context import ContextOrder, Packing, answer_from, pack
 from agentdb.rag.images import IMAGE_VECTOR, ImageOptions, StoredImage, image_vector
 from agentdb.rag.ingestion import LEAD_TOKENS, Ingestion, Setup, default_workers, remove_documents
@@ -114,7 +114,7 @@ class Documents:
             collection: 1 to 37 letters, digits, ``_``, ``-`` and ``.``; made where there is none. It is an ordinary collection
                 called ``_documents.NAME``.
             metadata: a JSON object for all of them; what passages can be filtered by, beside what a file says of itself.
-            chunker: a `Chunker`, a LangChain text splitter or a LlamaIndex node parser; None: by structure, in chunks of at most
+            chunker: a `Chunker`, a LangChain text splitter, a LlamaIndex node parser or a function from a text to its parts; None: by structure, in chunks of at most
                 480 tokens, which an embedder that reads less reads in parts. Documents that were chunked otherwise are chunked anew.
             images: what is done with the pictures of documents, and with those that are documents: describe, embed, keep them.
                 None: they are left out. A collection has vectors of pictures if its first ingest made them.
@@ -184,12 +184,11 @@ class Documents:
         if chunker is None:
             size = _CHUNK_TOKENS - LEAD_TOKENS
             chunker = StructureChunker(chunk_tokens=size, overlap_tokens=size // _OVERLAP, count_tokens=count)
-        elif not isinstance(chunker, Chunker):
-            raise InvalidInputError(f"chunker must have chunk(document), not be {type(chunker).__name__}")
         return Setup(
             embedder=embedder,
             count_tokens=lambda texts: [int(one) for one in count(texts)],
-            chunker=chunker,
+            chunker=as_chunker(chunker),
+            chunked_by=chunker,
             parsers=own,
             limits=ParseLimits() if limits is None else limits,
             metadata=metadata,
@@ -451,6 +450,7 @@ class Documents:
         own = self._image_embedders.get(name) if embedder is None else embedder
         if own is None:
             raise InvalidInputError("give the embedder of texts and pictures that made the vectors: embedder=...")
+        self._require_image_embedder(name, own)
         vector = own.embed([query], "query")[0] if isinstance(query, str) else own.embed_images([query])[0]
         return PassageFinder(self._engine, tables, handle, name).images(vector, k, filter)
 
@@ -597,8 +597,22 @@ class Documents:
                 f"the documents of collection {name} have {what}, as its first ingest said: use another collection"
             )
         if images is not None and images.embedder is not None:
+            self._require_image_embedder(name, images.embedder)
             self._image_embedders[name] = images.embedder
         return made
+
+    def _require_image_embedder(self, name: str, embedder: Any) -> None:
+        """Return only if the pictures of a collection are compared with vectors of the model that made theirs.
+
+        Raises:
+            InvalidInputError: another one made them.
+        """
+        stored = self._tables.images.embedder_of(name)
+        if stored is not None and stored != embedder.name:
+            raise InvalidInputError(
+                f"the pictures of collection {name} were embedded by {stored!r}, not by {embedder.name!r}: give that one, or "
+                "use another collection"
+            )
 
     def _require(self, name: str) -> Collection:
         """Return the collection of chunks.

@@ -81,6 +81,7 @@ class Setup:
     """How documents are made into chunks; what decides it is stored with them in a digest.
 
     Attributes:
+        chunked_by: what the caller gave as the chunker.
         metadata: of all documents of the ingest.
         images: what is done with pictures; None: they are left out.
         workers: threads that read, parse and chunk.
@@ -89,6 +90,7 @@ class Setup:
     embedder: Embedder
     count_tokens: Callable[[Sequence[str]], list[int]]
     chunker: Chunker
+    chunked_by: object
     parsers: tuple[Parser, ...]
     limits: ParseLimits
     metadata: Mapping[str, Any]
@@ -105,7 +107,7 @@ class Setup:
         content = candidate.content
         known = [
             _FORMAT,
-            _described(self.chunker),
+            _described(self.chunked_by),
             [_described(one) for one in self.parsers],
             [self.embedder.name, self.embedder.dimension],
             self.metadata_of(candidate),
@@ -117,11 +119,18 @@ class Setup:
 
 
 def _described(part: object) -> list[Any]:
-    """Return which class a part is of, and its plain settings."""
+    """Return which class, or function, a part is, and its plain settings."""
+    kind: Any = part if hasattr(part, "__qualname__") else type(part)
     names = [one.name for one in fields(part)] if is_dataclass(part) and not isinstance(part, type) else []
-    values = {name: getattr(part, name) for name in names}
-    plain = {name: one for name, one in values.items() if one is None or isinstance(one, str | int | float | bool)}
-    return [f"{type(part).__module__}.{type(part).__qualname__}", plain]
+    values = {**getattr(part, "__dict__", {}), **{name: getattr(part, name) for name in names}}
+    plain = {name: one for name, one in values.items() if _is_plain(one)}
+    return [f"{getattr(kind, '__module__', None)}.{kind.__qualname__}", plain]
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int | float | bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,7 +479,7 @@ def _prepare(candidate: Candidate, content: Content, digest: str, collection: st
         media_type = "text/plain"
     parsed = parse(content.data, name=candidate.name, media_type=media_type, limits=setup.limits, parsers=setup.parsers)
     if setup.images is not None:
-        parsed = describe(parsed, setup.images)
+        parsed = describe(parsed, setup.images, None if given is None else given.title)
     elif parsed.media_type.startswith("image/"):
         message = "it is a picture, which is left out without images=ImageOptions(...)"
         raise UnreadableError(IngestFailure(candidate.source, "image", message))

@@ -281,6 +281,27 @@ def test_another_metadata_or_chunker_is_a_change(db: agentdb.Database, embedder:
     check(db)
 
 
+def test_splitters_of_others(db: agentdb.Database) -> None:
+    langchain = pytest.importorskip("langchain_text_splitters")
+    text = "\n\n".join(f"Paragraph {i} speaks of harbour {i}, and of nothing else." for i in range(40))
+    splitter = langchain.RecursiveCharacterTextSplitter(chunk_size=200, chunk_overlap=20)
+    assert counts(db.documents.ingest([("a", text)], chunker=splitter)) == (1, 0, 0, 0, 0)
+    check(db)
+    many = db.documents.list()[0].chunks
+    assert many > 8
+    again = langchain.RecursiveCharacterTextSplitter(chunk_size=200, chunk_overlap=20)
+    assert counts(db.documents.ingest([("a", text)], chunker=again)) == (0, 0, 1, 0, 0)
+    larger = langchain.RecursiveCharacterTextSplitter(chunk_size=900, chunk_overlap=20)
+    assert counts(db.documents.ingest([("a", text)], chunker=larger)) == (0, 1, 0, 0, 0)
+    assert db.documents.list()[0].chunks < many
+    check(db)
+    assert counts(db.documents.ingest([("a", text)], chunker=str.splitlines)) == (0, 1, 0, 0, 0)
+    assert db.documents.list()[0].chunks == 40
+    check(db)
+    report = db.documents.ingest([("b", text)], chunker=lambda whole: [whole.upper()])
+    assert [one.reason for one in report.failed] == ["broken"]
+
+
 def test_files_that_are_gone_are_removed_from_their_folder_only(
     db: agentdb.Database, folder: Path, tmp_path: Path
 ) -> None:

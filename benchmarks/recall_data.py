@@ -32,6 +32,12 @@ class Case:
     questions: list[Question]
 
 
+LOOKED_AT = {
+    "locomo": frozenset({"conv-26", "conv-30", "conv-41", "conv-42"}),
+    "beam": frozenset({"100K-1", "100K-6", "100K-8", "100K-10"}),
+}
+"""Conversations on which signals and weights were chosen (docs/decisions/016); the others of a set were not looked at."""
+
 LOCOMO_CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop"}
 
 

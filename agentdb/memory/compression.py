@@ -54,7 +54,8 @@ def clusters_of(
         own = slots[scopes == scope]
         for start in range(0, len(own), _WINDOW):
             window = own[start : start + _WINDOW]
-            for members in leaders(rows.vectors(window), rule.cosine, least=rule.least, most=rule.most):
+            near = leaders(rows.vectors(window), rule.cosine, least=rule.least, most=rule.most, device=rows.device)
+            for members in near:
                 if len(found) == limit:
                     return found, False
                 found.append([rows.ids[window[at]] for at in members])

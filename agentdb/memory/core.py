@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from agentdb.errors import NotFoundError
@@ -18,6 +19,7 @@ from agentdb.memory.rows import HIDDEN, memory_of, plain, scope_of
 from agentdb.memory.sessions import Head, head_key
 from agentdb.memory.tables import MemoryTables
 from agentdb.types import Row
+from agentdb.vectors.blocks import cuda_device
 
 if TYPE_CHECKING:
     from agentdb.storage.engine import Engine
@@ -83,8 +85,13 @@ class MemoryCore:
     def resident(self) -> AgentCache:
         """The agents whose memories are held in memory."""
         if self._cache is None:
-            self._cache = AgentCache(self.tables.memories, self.engine.config.resident_bytes)
+            self._cache = AgentCache(self.tables.memories, self.engine.config.resident_bytes, device=self.device)
         return self._cache
+
+    @cached_property
+    def device(self) -> str | None:
+        """The torch device that ``Config.device`` means; None: the host, without torch."""
+        return cuda_device(self.engine.config.device)
 
     def now(self) -> datetime:
         """Return the time of the database's clock."""

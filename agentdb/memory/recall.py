@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypedDict, cast
 
+import numpy as np
+
 from agentdb.errors import InvalidInputError
 from agentdb.filters import Filter
 from agentdb.memory.core import MemoryCore
@@ -26,8 +28,12 @@ from agentdb.memory.signals import (
     combine,
     within_budget,
 )
+from agentdb.memory.similarity import diverse
 
 __all__ = ["ContextOptions", "RecallOptions", "Recaller"]
+
+
+_MOST_DIVERSE = 1_024
 
 
 class ContextOptions(TypedDict, total=False):
@@ -45,6 +51,7 @@ class ContextOptions(TypedDict, total=False):
     valid_at: datetime | None
     known_at: datetime | None
     weights: RecallWeights | None
+    diversity: float
     reinforce: bool
 
 
@@ -63,6 +70,7 @@ class _Request:
     k: int
     token_budget: int | None
     weights: RecallWeights
+    diversity: float
     reinforce: bool
     explain: bool
 
@@ -84,6 +92,7 @@ def _request(
     known_at: Any = None,
     token_budget: Any = None,
     weights: Any = None,
+    diversity: Any = 0.0,
     reinforce: Any = True,
     explain: Any = False,
 ) -> _Request:
@@ -100,6 +109,8 @@ def _request(
         raise InvalidInputError(f"filter must be built from field(...), not {type(filter).__name__}")
     if weights is not None and not isinstance(weights, RecallWeights):
         raise InvalidInputError(f"weights must be RecallWeights, not {type(weights).__name__}")
+    if isinstance(diversity, bool) or not isinstance(diversity, int | float) or not 0 <= diversity <= 1:
+        raise InvalidInputError("diversity must be a number from 0 to 1")
     for name, flag in (("reinforce", reinforce), ("explain", explain)):
         if not isinstance(flag, bool):
             raise InvalidInputError(f"{name} must be a bool, not {type(flag).__name__}")
@@ -118,6 +129,7 @@ def _request(
         k=k,
         token_budget=token_budget,
         weights=RecallWeights() if weights is None else weights,
+        diversity=float(diversity),
         reinforce=reinforce,
         explain=explain,
     )
@@ -191,7 +203,15 @@ class Recaller:
             activation = activations(rows, one.slots, [uses[memory_id] for memory_id in its], self._core.policies, now)
             signals = {**one.signals, "activation": activation}
             scores = combine(signals, request.weights).tolist()
-            best = sorted(zip(scores, its, range(len(its)), strict=True), key=lambda at: (-at[0], at[1]))[: request.k]
+            best = sorted(zip(scores, its, range(len(its)), strict=True), key=lambda at: (-at[0], at[1]))
+            if request.diversity:
+                best = best[:_MOST_DIVERSE]
+                # Those without a vector are like no other.
+                vectors_of = rows.vectors(one.slots[[i for _, _, i in best]])
+                relevance = np.array([score for score, _, _ in best])
+                chosen = diverse(vectors_of, relevance, request.k, diversity=request.diversity, device=rows.device)
+                best = [best[at] for at in chosen]
+            best = best[: request.k]
             shown = signals if request.explain else {}
             ranked.append(
                 [(memory_id, score, {name: float(of[i]) for name, of in shown.items()}) for score, memory_id, i in best]

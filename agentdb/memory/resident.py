@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from agentdb.filters import And, Compare, Filter
 from agentdb.memory.encoding import QueryVectors, decode_tokens, decode_vectors
 from agentdb.memory.records import Scope
+from agentdb.memory.similarity import late_interaction
 from agentdb.storage.table import Table
 from agentdb.vectors.analysis import query_terms
 from agentdb.vectors.bm25 import Bm25Block
@@ -92,11 +93,20 @@ class AgentRows:
         embedder: name and dimension as they are stored; rows of another one count as not embedded.
         dimension: of the vectors; 0: nothing is embedded.
         for_upkeep: leave out what only recall asks for: words and tokens.
+        device: the torch device where memories are compared; None: the host, without torch.
     """
 
     def __init__(
-        self, table: Table, agent_id: str, embedder: str | None, dimension: int, *, for_upkeep: bool = False
+        self,
+        table: Table,
+        agent_id: str,
+        embedder: str | None,
+        dimension: int,
+        *,
+        for_upkeep: bool = False,
+        device: str | None = None,
     ) -> None:
+        self.device = device
         self.lock = threading.Lock()
         self._columns = [one for one in COLUMNS if not (for_upkeep and one in _FOR_RECALL)]
         self._table = table
@@ -344,13 +354,11 @@ class AgentRows:
         if not having:
             return found
         theirs = [self.tokens[slot][1] for slot in slots[having].tolist()]
-        starts = np.cumsum([0, *(len(one) for one in theirs[:-1])])
-        scores = np.concatenate(theirs).astype(np.float32) @ (query.tokens.T / np.float32(127))
-        best = np.maximum.reduceat(scores, starts, axis=0)
         frequencies = self._frequencies.get(int(self.number("scope")[slots[having[0]]]), Counter())
         often = np.array([frequencies[one] for one in query.ids.tolist()], np.float64)
         weights = np.log1p((np.maximum(len(rows.slots) - often, 0) + 0.5) / (often + 0.5))
-        found[having] = best @ (weights / weights.sum()).astype(np.float32)
+        shares = (weights / weights.sum()).astype(np.float32)
+        found[having] = late_interaction(query.tokens, shares, theirs, self.device)
         return found
 
     def named(self, query: str, slots: Slots) -> Mask:
@@ -383,10 +391,17 @@ def _shifted(array: npt.NDArray[Any], distance: int, fill: Any) -> npt.NDArray[A
 
 
 class AgentCache:
-    """The agents whose memories are held, within a budget; those used longest ago make room. Safe for threads."""
+    """The agents whose memories are held, within a budget; those used longest ago make room. Safe for threads.
 
-    def __init__(self, table: Table, budget_bytes: int) -> None:
+    Args:
+        table: where the rows are.
+        budget_bytes: how much memory they may take.
+        device: see `AgentRows`.
+    """
+
+    def __init__(self, table: Table, budget_bytes: int, *, device: str | None = None) -> None:
         self._table = table
+        self._device = device
         self._budget_bytes = budget_bytes
         self._mutex = threading.Lock()
         self._agents: OrderedDict[tuple[str, str | None], AgentRows] = OrderedDict()
@@ -398,7 +413,7 @@ class AgentCache:
         with self._mutex:
             rows = self._agents.get(name)
             if rows is None:
-                rows = self._agents[name] = AgentRows(self._table, agent_id, embedder, dimension)
+                rows = self._agents[name] = AgentRows(self._table, agent_id, embedder, dimension, device=self._device)
             self._agents.move_to_end(name)
             return rows
 
@@ -412,6 +427,6 @@ class AgentCache:
 
     def one_off(self, agent_id: str, embedder: str | None, dimension: int) -> AgentRows:
         """Return the rows of an agent that are read once, as a transaction sees them."""
-        rows = AgentRows(self._table, agent_id, embedder, dimension)
+        rows = AgentRows(self._table, agent_id, embedder, dimension, device=self._device)
         rows.load()
         return rows

@@ -284,6 +284,7 @@ class AgentMemories:
         known_at: datetime | None = None,
         token_budget: int | None = None,
         weights: RecallWeights | None = None,
+        diversity: float = 0.0,
         reinforce: bool = True,
         explain: bool = False,
     ) -> builtins.list[Recalled]:
@@ -308,6 +309,8 @@ class AgentMemories:
             known_at: what was known at that time; None: now.
             token_budget: only what fits; a memory that is too large for what is left makes room for smaller ones.
             weights: of the signals; None: the default.
+            diversity: 0: the best; above, each is also chosen for saying something else than those before it, up to 1 for that alone.
+                Questions with several answers lose by it.
             reinforce: count this as a use of what is returned, so that it fades more slowly. Not inside ``db.snapshot()``.
             explain: let ``Recalled.signals`` hold what each signal said.
 
@@ -331,6 +334,7 @@ class AgentMemories:
                 "known_at": known_at,
                 "token_budget": token_budget,
                 "weights": weights,
+                "diversity": diversity,
                 "reinforce": reinforce,
                 "explain": explain,
             },

@@ -123,7 +123,8 @@ class Upkeep:
     def begin(self, agent_id: str, *, limit: int, step_rows: int = STEP_ROWS) -> _Run:
         """Return an agent's upkeep, to be given to `steps`. It holds rows of its own, so that no recall waits for it."""
         name, dimension = self._embedding.space_or_none()
-        rows = AgentRows(self._core.tables.memories, agent_id, name, dimension, for_upkeep=True)
+        table, device = self._core.tables.memories, self._core.device
+        rows = AgentRows(table, agent_id, name, dimension, for_upkeep=True, device=device)
         return _Run(agent_id, rows, self._core.now(), limit, limit, step_rows)
 
     def steps(self, run: _Run) -> Iterator[list[MemoryChange]]:

@@ -14,7 +14,7 @@ import agentdb
 from agentdb import CompressionRule, Config, ExtractiveSummariser, MemoryPolicies, MemoryWrite
 from agentdb.errors import InvalidInputError
 from agentdb.memory import AgentMemories, RetentionRule, Statement
-from agentdb.memory.similarity import leaders, nearest_before
+from agentdb.memory.similarity import diverse, late_interaction, leaders, nearest_before
 from agentdb_embedders import HashingEmbedder
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -259,6 +259,38 @@ def test_clusters_are_disjoint_and_near_their_leader() -> None:
     for cluster in found:
         assert 3 <= len(cluster) <= 7
         assert any((vectors[cluster] @ vectors[one]).min() >= 0.6 - 1e-6 for one in cluster)
+
+
+def test_a_device_says_what_the_host_says() -> None:
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((50, 16)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    host = leaders(vectors, 0.3, least=3, most=6)
+    assert leaders(vectors, 0.3, least=3, most=6, device="cpu") == host
+    relevance = rng.random(50)
+    for diversity in (0.0, 0.3, 1.0):
+        chosen = diverse(vectors, relevance, 8, diversity=diversity)
+        assert diverse(vectors, relevance, 8, diversity=diversity, device="cpu") == chosen
+        assert len(set(chosen)) == 8
+    assert diverse(vectors, relevance, 8, diversity=0.0) == np.argsort(-relevance)[:8].tolist()
+    tokens = [rng.integers(-127, 128, (size, 16)).astype(np.int8) for size in (1, 5, 2, 9)]
+    query, weights = vectors[:4], rng.random(4).astype(np.float32)
+    wanted = [float(((query @ one.T / 127).max(axis=1) * weights).sum()) for one in tokens]
+    for device in (None, "cpu"):
+        np.testing.assert_allclose(late_interaction(query, weights, tokens, device), wanted, rtol=1e-4)
+
+
+def test_recall_can_be_diverse(memories: AgentMemories) -> None:
+    remember(memories, "garden", 6)
+    remember(memories, "cat", 1)
+    query = "garden seen 1 times, cat"
+    alike = [one.memory.text for one in memories.recall(query, agent_id="a", k=3, reinforce=False)]
+    mixed = [one.memory.text for one in memories.recall(query, agent_id="a", k=3, diversity=0.7, reinforce=False)]
+    assert alike[0] == mixed[0], "the first is the best"
+    assert any("cat" in one for one in mixed)
+    assert len(set(mixed)) == 3
+    with pytest.raises(InvalidInputError, match="diversity"):
+        memories.recall(query, agent_id="a", diversity=1.5)
 
 
 @pytest.mark.parametrize(

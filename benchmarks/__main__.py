@@ -6,7 +6,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks import bulk, documents, langgraph, llama_index, memories, peers, saves, scale, vectors
+from benchmarks import bulk, documents, langchain, langgraph, llama_index, memories, peers, saves, scale, vectors
 from benchmarks.harness import Figure, save
 
 SUITE = {
@@ -22,6 +22,7 @@ SUITE = {
     "documents-quality": documents.retrieval,
     "documents-library": documents.library,
     "documents-latency": documents.latency,
+    "langchain": langchain.vector_store,
     "langgraph-step": langgraph.step,
     "langgraph-storage": langgraph.storage,
     "langgraph-async": langgraph.concurrent,

@@ -1,11 +1,14 @@
-"""A week of conversation under a simulated clock: remembered word for word, kept up every night, recalled with explanations."""
+"""A week of conversation under a simulated clock: remembered word for word, kept up every night, recalled with explanations.
+
+Upkeep runs in the background by itself; here it is called every night instead, so that this program can show what it does and why.
+"""
 
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import agentdb
-from agentdb import Config, MemoryWrite
+from agentdb import CompressionRule, Config, MemoryPolicies, MemoryWrite
 
 now = datetime(2026, 3, 2, 9, tzinfo=UTC)
 WEEK = [
@@ -24,6 +27,12 @@ config = Config(clock=lambda: now)
 
 with tempfile.TemporaryDirectory() as folder, agentdb.open(Path(folder) / "db", config=config, embedder=embedder) as db:
     memories = db.memories
+    memories.policies = MemoryPolicies(
+        upkeep_every_s=None,  # not in the background: only when we say so
+        # A plug-in may be a callable, a LangChain Runnable or a LlamaIndex LLM. One that fails or hangs costs nothing but a note.
+        extractor=lambda prompt: "Bob has a cat named Tom." if "is called Tom." in prompt else "NONE",
+        compression=CompressionRule(cosine=0.1),  # words alone are further apart than meanings
+    )
     for day, said in enumerate(WEEK, 1):
         memories.remember_many(
             MemoryWrite(content=text, agent_id="ann", session_id=f"day-{day}", speaker=speaker, occurred_at=now)
@@ -46,6 +55,10 @@ with tempfile.TemporaryDirectory() as folder, agentdb.open(Path(folder) / "db", 
     trace = memories.why(cat.id)
     print([event.action for event in trace.events], [one.text for one in trace.sources], round(trace.retention, 2))
 
+    # A fact that the extractor found says where it comes from.
+    fact = next(one for one in memories.list(agent_id="ann", types=["semantic"]) if one.origin == "fact")
+    print(repr(fact.text), "from", [one.text for one in memories.why(fact.id).sources])
+
     # For a prompt: in the order of events, within a budget of tokens.
     print(memories.context("When does the flight leave, and where to?", agent_id="ann", token_budget=60).text)
 
@@ -54,3 +67,10 @@ with tempfile.TemporaryDirectory() as folder, agentdb.open(Path(folder) / "db", 
     print(
         memories.require(cat.id).status, memories.restore(cat.id), memories.erase(cat.id).status, memories.get(cat.id)
     )
+
+    # Two months later: what nobody asked for became a summary of what was said, with links to every word of it.
+    now += timedelta(days=60)
+    report = memories.maintain("ann")
+    summary = next(memories.require(one.memory_id) for one in report.changes if one.action == "derived")
+    print(f"{len(summary.sources)} memories became one: {summary.text!r}")
+    print("of them:", memories.why(summary.sources[0]).events[-1].reason == f"summarised in {summary.id}", report.notes)

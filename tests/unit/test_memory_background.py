@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import threading
 import time
@@ -192,3 +193,21 @@ def test_a_slow_plugin_does_not_hold_up_the_engine(db: agentdb.Database, clock: 
     run(db)
     run(db)
     assert tiers(db, "a") == {"long_term"}
+
+
+def test_tasks_remember_recall_and_keep_up(db_path: Path, clock: Clock) -> None:
+    async def live() -> None:
+        config = Config(clock=clock, maintenance=False)
+        async with agentdb.open_async(db_path, config=config, embedder=HashingEmbedder(32)) as db:
+            memories = db.memories
+            memories.policies = MemoryPolicies(consolidate_after_s=0)
+            made = await asyncio.gather(*(memories.remember(f"number {i}", agent_id="a") for i in range(8)))
+            found = await memories.recall("number 3", agent_id="a", k=1, explain=True)
+            assert found[0].memory.text == "number 3"
+            assert len(await memories.recall_many(["number 1", "number 2"], agent_id="a", k=2)) == 2
+            assert "number 4" in (await memories.context("number 4", agent_id="a", token_budget=100)).text
+            report = await memories.maintain("a")
+            assert {one.memory_id for one in report.changes} == {one.id for one in made}
+            assert (await memories.upkeep_report()).is_complete
+
+    asyncio.run(live())

@@ -184,9 +184,10 @@ def pack(found: Sequence[Chunk], omitted: Sequence[Omitted], packing: Packing, r
 
 
 class _Texts:
-    """The texts of all stretches that blocks can be, read at once."""
+    """The texts of all stretches that blocks can be, read at once; and what was counted, each text once."""
 
     def __init__(self, found: Sequence[Chunk], read: ReadSpans) -> None:
+        self.counted: dict[str, int] = {}
         self._runs: dict[str, list[tuple[int, int, str]]] = {}
         alone = _blocks(found, range(len(found)))
         wide = [one for one in alone if len(one.members) > 1]
@@ -258,7 +259,13 @@ def _ordered(blocks: list[_Block], packing: Packing) -> list[_Block]:
 def _total(blocks: Sequence[_Block], packing: Packing, texts: _Texts) -> int:
     # The order changes neither what is counted nor, but for the numbers, the text.
     made = _made(_ordered(list(blocks), packing), packing, texts)
-    return sum(packing.count([one["content"] for one in made])) if made else 0
+    return _counted(made, packing, texts)
+
+
+def _counted(made: Sequence[Mapping[str, str]], packing: Packing, texts: _Texts) -> int:
+    new = [one["content"] for one in made if one["content"] not in texts.counted]
+    texts.counted.update(zip(new, packing.count(new) if new else [], strict=True))
+    return sum(texts.counted[one["content"]] for one in made)
 
 
 def _shortened(chunk: Chunk, packing: Packing, texts: _Texts) -> _Block | None:
@@ -321,7 +328,7 @@ def _made(blocks: Sequence[_Block], packing: Packing, texts: _Texts) -> list[dic
 
 def _context(blocks: Sequence[_Block], omitted: Sequence[Omitted], packing: Packing, texts: _Texts) -> Context:
     made = _made(blocks, packing, texts)
-    tokens = sum(packing.count([one["content"] for one in made])) if made else 0
+    tokens = _counted(made, packing, texts)
     if tokens > packing.budget:
         # Not even the question has room.
         raise InvalidInputError(

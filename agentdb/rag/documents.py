@@ -6,6 +6,7 @@ import builtins
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 from agentdb.embedding import Embedder, TokenCounter
@@ -48,6 +49,8 @@ _CHUNK_TOKENS = 512
 _OVERLAP = 8
 """A chunk repeats at most one part in so many of the one before it."""
 _SCHEMA: Mapping[str | Sequence[str], Any] = {"document_id": str}
+_FIRST_PASSAGES, _MOST_PASSAGES = 16, 256
+"""A context is chosen from the first so many passages, and from four times as many while they leave room."""
 _CONTEXT_TOKENS = 2_000
 """Of an answer's context."""
 
@@ -503,14 +506,18 @@ class Documents:
         """
         name = self._checked(collection)
         packing = Packing.of(query, token_budget, format, order, tokenizer, lambda: self._embedder_of(name))
-        request = PassageRequest.of(query, min(64, max(8, token_budget // 50)) if k is None else k, options)
+        request = PassageRequest.of(query, _FIRST_PASSAGES if k is None else k, options)
         finder = self._finder(name)
         if finder is None:
             return pack([], [], packing, lambda _: [])
 
         def work() -> Context:
-            found = finder.find(request)
-            wide = finder.widened(found, request)
+            found, asked = finder.find(request), request
+            # Short passages may leave room: most budgets are filled by a few, and more candidates cost more.
+            while k is None and len(found.chunks) == asked.k < _MOST_PASSAGES and found.tokens < token_budget:
+                asked = replace(asked, k=4 * asked.k)
+                found = finder.find(asked)
+            wide = finder.widened(found, asked)
             return pack(wide, found.omitted, packing, finder.texts)
 
         return finder.consistently(work)

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields, is_dataclass
 from hashlib import blake2b
@@ -217,8 +217,7 @@ class Ingestion:
         self._encoder = ThreadPoolExecutor(1, "agentdb-ingest-embed")
         try:
             self._tell()
-            candidates = iter(found)
-            while batch := list(islice(candidates, _LOOK_UP)):
+            for batch in _batches(found):
                 self._found += len(batch)
                 self._take(batch)
             self._settle()
@@ -428,6 +427,20 @@ class Ingestion:
         ]
         remove_documents(self._tables, self._collection, self._name, rows)
         return len(rows)
+
+
+def _batches(found: Iterable[Candidate | IngestFailure]) -> Iterator[list[Candidate | IngestFailure]]:
+    """Yield candidates whose rows are read at once: few where they hold much data."""
+    batch: list[Candidate | IngestFailure] = []
+    held = 0
+    for one in found:
+        batch.append(one)
+        held += one.size if isinstance(one, Candidate) and one.content is not None else 0
+        if len(batch) >= _LOOK_UP or held >= _IN_FLIGHT_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def remove_documents(

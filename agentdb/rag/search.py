@@ -170,6 +170,11 @@ class Found:
     chunks: list[Chunk]
     omitted: list[Omitted] = field(default_factory=list)
 
+    @property
+    def tokens(self) -> int:
+        """About how many tokens all of it has."""
+        return sum(one.passage.tokens or len(one.passage.text) // 4 for one in self.chunks)
+
 
 class _ReplacedError(Exception):
     """A document was replaced between two steps of a search."""

@@ -467,6 +467,24 @@ def test_cancelling_keeps_what_was_stored_and_the_next_ingest_goes_on(
     check(db)
 
 
+def test_what_waits_is_bounded(db: agentdb.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "All of this is one long document. " * 60
+    monkeypatch.setattr(ingestion, "_IN_FLIGHT_BYTES", 5 * len(text))
+    made, ahead = [0], []
+
+    def produce() -> Iterator[Document]:
+        for number in range(60):
+            made[0] += 1
+            yield Document(text, source=f"d{number}")
+
+    def look(progress: Progress) -> None:
+        ahead.append(made[0] - progress.done)
+
+    assert counts(db.documents.ingest(produce(), on_progress=look, workers=2)) == (60, 0, 0, 0, 0)
+    # A batch that is looked up, as much again in flight, as much in the window that is filled and in the one that is embedded.
+    assert 5 <= max(ahead) <= 20
+
+
 def test_what_the_embedder_raises_reaches_the_caller(
     db: agentdb.Database, embedder: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

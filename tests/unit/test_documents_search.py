@@ -296,6 +296,13 @@ def test_passages_that_touch_are_put_together(db: agentdb.Database) -> None:
     assert context.omitted == ()
 
 
+def test_many_short_passages_fill_a_budget(db: agentdb.Database) -> None:
+    context = db.documents.context("fact of the sea", token_budget=1_000)
+    assert sum(len(one.passages) for one in context.citations) > 60
+    assert context.tokens > 900
+    assert sum(len(one.passages) for one in db.documents.context("fact", token_budget=1_000, k=5).citations) == 5
+
+
 def test_what_is_left_out_is_said(db: agentdb.Database) -> None:
     context = db.documents.context("Irish sea irishfish", token_budget=60, k=12, per_source=3)
     assert {one.reason for one in context.omitted} == {"budget", "per_source"}

@@ -9,6 +9,7 @@ the collection of the document's chunks under a name of its own, ``image`` (`pre
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -22,11 +23,10 @@ import pyarrow as pa
 
 from agentdb.embedding import Embedder, ImageEmbedder, check_vectors, is_embedder
 from agentdb.errors import InvalidInputError, MissingDependencyError, NotFoundError
-from agentdb.filters import And, Compare, In
+from agentdb.filters import And, Compare, IsNull, Not
 from agentdb.rag.parsing.model import Block, EmbeddedImage, ParsedDocument, clean
 from agentdb.storage.schema import TableSchema
 from agentdb.storage.table import Table
-from agentdb.types import Row
 from agentdb.vectors.definition import VectorSpec
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ IMAGES = TableSchema(
         pa.field("revision", pa.string(), nullable=False),
         pa.field("media_type", pa.string(), nullable=False),
         pa.field("digest", pa.string(), nullable=False),
+        # Which one made the vector in the collection; null where none did.
+        pa.field("embedder", pa.string()),
         pa.field("width", pa.int64(), nullable=False),
         pa.field("height", pa.int64(), nullable=False),
         pa.field("page", pa.int64()),
@@ -184,22 +186,15 @@ def describe(document: ParsedDocument, options: ImageOptions, caption: str | Non
         InvalidInputError: a captioner or reader does not answer with one text for each picture.
     """
     said: dict[str, list[str]] = {}
-    is_captioned = any(one.caption for one in document.images)
-    if caption and document.media_type.startswith("image/") and not is_captioned:
-        document = replace(document, images=tuple(replace(one, caption=caption) for one in document.images))
-        said = {_digest(one.data): [caption] for one in document.images}
+    if caption and document.media_type.startswith("image/"):
+        said = {_digest(one.data): [caption] for one in document.images if not one.caption}
     distinct = _distinct(document.images) if options.captioner or options.text_reader else {}
-    bare = {digest: one for digest, one in distinct.items() if not one.caption}
+    bare = {digest: one for digest, one in distinct.items() if not one.caption and digest not in said}
     for port, method, asked in ((options.captioner, "caption", bare), (options.text_reader, "read_text", distinct)):
         for digest, answer in zip(asked, _answers(port, method, list(asked.values())), strict=True):
             said.setdefault(digest, []).append(answer)
-    described = []
-    for image in document.images:
-        parts = said.pop(_digest(image.data), ()) if said else ()
-        text = "\n\n".join(part for part in parts if part)
-        if text:
-            described.append((image.at, image.page, text))
-    return _with_blocks(document, described) if described else document
+    described = ["\n\n".join(filter(None, said.pop(_digest(one.data), ()))) if said else "" for one in document.images]
+    return _with_blocks(document, described) if any(described) else document
 
 
 def _distinct(images: Sequence[EmbeddedImage]) -> dict[str, EmbeddedImage]:
@@ -226,42 +221,48 @@ def _answers(port: Any, method: str, images: Sequence[EmbeddedImage]) -> list[st
     return [clean(one).strip() for one in answers]
 
 
-def _with_blocks(document: ParsedDocument, described: Sequence[tuple[int, int | None, str]]) -> ParsedDocument:
-    """Return the document with a block behind the one at each position, in the order given."""
+def _with_blocks(document: ParsedDocument, described: Sequence[str]) -> ParsedDocument:
+    """Return the document with what is said of each image as a block: behind its caption, or where it stands.
+
+    An image that had no caption has one then: that block.
+    """
     starts = [block.start for block in document.blocks]
-    behind: dict[int, list[tuple[int | None, str]]] = {}
-    for at, page, text in described:
-        # -1: in front of everything, which is where a document without text has its pictures.
-        behind.setdefault(int(np.searchsorted(starts, at, side="right")) - 1, []).append((page, text))
-    parts: list[str] = []
+    ends = [block.end for block in document.blocks]
+    # Behind which block an image stands; -1: in front of everything. A caption's block begins where its image is.
+    places = [bisect_right(starts if one.caption else ends, one.at) - 1 for one in document.images]
+    builder: list[str] = []
     blocks: list[Block] = []
-    moved = [0] * len(document.blocks)
-    length = copied = 0
-
-    def append(text: str) -> None:
-        nonlocal length
-        parts.append(text)
-        length += len(text)
-
-    for number in range(-1, len(document.blocks)):
-        if number >= 0:
-            block = document.blocks[number]
-            moved[number] = length - copied
-            append(document.text[copied : block.end])
+    images: dict[int, EmbeddedImage] = {}
+    length = copied = moved = 0
+    for place in range(-1, len(document.blocks)):
+        if place >= 0:
+            block = document.blocks[place]
+            moved = length - copied
+            builder.append(document.text[copied : block.end])
+            length += block.end - copied
             copied = block.end
-            blocks.append(replace(block, start=block.start + moved[number], end=block.end + moved[number]))
-        for page, text in behind.get(number, ()):
-            append("\n\n" if length else "")
-            blocks.append(Block("image", length, length + len(text), page=page))
-            append(text)
-            if number < 0 and document.blocks:
-                append("\n\n")
-    append(document.text[copied:])
-    images = []
-    for image in document.images:
-        number = int(np.searchsorted(starts, image.at, side="right")) - 1
-        images.append(replace(image, at=image.at + moved[number] if number >= 0 else image.at))
-    return replace(document, text="".join(parts), blocks=tuple(blocks), images=tuple(images))
+            blocks.append(replace(block, start=block.start + moved, end=block.end + moved))
+        for number in (one for one, its in enumerate(places) if its == place):
+            image, text = document.images[number], described[number]
+            at = image.at + moved if image.caption else length
+            if text:
+                gap = "\n\n" if length else ""
+                start = length + len(gap)
+                length = start + len(text)
+                builder += [gap, text]
+                blocks.append(Block("image", start, length, page=image.page))
+                at = at if image.caption else start
+            images[number] = replace(image, at=at, caption=image.caption or text or None)
+        if place < 0 and length and document.blocks:
+            builder.append("\n\n")
+            length += 2
+    builder.append(document.text[copied:])
+    return replace(
+        document,
+        text="".join(builder),
+        blocks=tuple(blocks),
+        images=tuple(images[number] for number in range(len(places))),
+    )
 
 
 # --- as vectors -------------------------------------------------------------------------------------------------------
@@ -276,6 +277,7 @@ class PreparedImage:
         start, end: the stretch of the document's text that says what is to be seen; empty where nothing does.
         data: the encoded picture; None: it stays in the file ``reference``.
         vector: `[D]` float32; None without an embedder.
+        embedder: what made it.
     """
 
     number: int
@@ -288,7 +290,8 @@ class PreparedImage:
     end: int
     data: bytes | None
     reference: str | None
-    vector: npt.NDArray[np.float32] | None
+    vector: npt.NDArray[np.float32] | None = None
+    embedder: str | None = None
 
 
 def image_vector(options: ImageOptions | None) -> dict[str, VectorSpec]:
@@ -333,7 +336,6 @@ def prepare(
                 end=end,
                 data=image.data,
                 reference=os.fspath(path) if is_file and path is not None else None,
-                vector=None,
             )
         )
     if options.embedder is not None:
@@ -362,18 +364,18 @@ def _measured(image: EmbeddedImage, options: ImageOptions) -> tuple[str | None, 
 
 
 def _described_span(document: ParsedDocument, image: EmbeddedImage) -> tuple[int, int]:
-    """Return the stretch of blocks of the kind image that begins where a picture stands, or behind that block."""
-    starts = [block.start for block in document.blocks]
-    first = int(np.searchsorted(starts, image.at, side="right")) - 1
-    if first < 0 or document.blocks[first].kind != "image":
-        first += 1
-    last = first
-    while last < len(document.blocks) and document.blocks[last].kind == "image":
-        if last > first and any(document.blocks[last].start == other.at for other in document.images):
-            break  # the next picture's own words
-        last += 1
-    if first == last:
+    """Return the stretch of the text that says what is to be seen: the caption, and what was read in the image."""
+    if not image.caption:
         return image.at, image.at
+    first = bisect_right(document.blocks, image.at, key=lambda block: block.start) - 1
+    others = {one.at for one in document.images}
+    last = first + 1
+    while last < len(document.blocks) and document.blocks[last].kind == "image":
+        if document.blocks[last].start in others:
+            break  # the next image's own words
+        last += 1
+    if first < 0 or document.blocks[first].kind != "image":
+        return image.at, image.at  # its words stand nowhere in the text
     return document.blocks[first].start, document.blocks[last - 1].end
 
 
@@ -382,28 +384,28 @@ def _with_vectors(
 ) -> list[PreparedImage]:
     """Return the pictures with their vectors; those that the embedder refuses are left out, with a warning."""
     try:
-        vectors = _embedded(embedder, images)
+        return _embedded(embedder, images)
     except InvalidInputError:
         kept = []
         for image in images:
             # One is damaged where its header does not tell.
             try:
-                kept.append(replace(image, vector=_embedded(embedder, [image])[0]))
+                kept.append(_embedded(embedder, [image])[0])
             except InvalidInputError:
                 warnings.append("an image cannot be decoded and was left out")
         return [replace(one, number=number) for number, one in enumerate(kept)]
-    return [replace(one, vector=vector) for one, vector in zip(images, vectors, strict=True)]
 
 
-def _embedded(embedder: _ImageTextEmbedder, images: Sequence[PreparedImage]) -> npt.NDArray[np.float32]:
+def _embedded(embedder: _ImageTextEmbedder, images: Sequence[PreparedImage]) -> list[PreparedImage]:
     if not images:
-        return np.empty((0, embedder.dimension), np.float32)
-    return check_vectors(
+        return []
+    vectors = check_vectors(
         embedder.embed_images([one.data for one in images]),
         rows=len(images),
         dimension=embedder.dimension,
         source=f"vectors of embedder {embedder.name!r}",
     )
+    return [replace(one, vector=vector, embedder=embedder.name) for one, vector in zip(images, vectors, strict=True)]
 
 
 # --- as rows ----------------------------------------------------------------------------------------------------------
@@ -451,11 +453,6 @@ class ImageTable:
         """Return the table; it is created where it does not exist."""
         return cls(engine.table(IMAGES))
 
-    @classmethod
-    def exists(cls, engine: Engine) -> bool:
-        """Whether a picture was ever stored."""
-        return engine._entry(IMAGES.name) is not None
-
     def put(self, collection: str, document_id: str, revision: str, images: Iterable[PreparedImage]) -> None:
         """Store the pictures of a document that has none, in the caller's transaction."""
         self.table.put_many(
@@ -468,11 +465,6 @@ class ImageTable:
             for image in images
         )
 
-    def ids(self, collection: str, document_ids: Sequence[str]) -> list[str]:
-        """Return the ids in the collection of all pictures of documents."""
-        rows = self._of(collection, document_ids, ["document_id", "number"])
-        return [image_id(row["document_id"], row["number"]) for row in rows]
-
     def remove(self, collection: str, document_ids: Sequence[str]) -> None:
         """Delete the pictures of documents, in the caller's transaction."""
         for document_id in document_ids:
@@ -480,16 +472,14 @@ class ImageTable:
 
     def of_document(self, collection: str, document_id: str) -> list[StoredImage]:
         """Return the pictures of a document in their order."""
-        rows = self._of(collection, [document_id], list(_STORED))
+        rows = self.table.scan(_own(collection, document_id), columns=list(_STORED))
         return [_stored(row) for row in sorted(rows, key=lambda row: row["number"])]
 
-    def get_many(self, collection: str, ids: Sequence[tuple[str, int]]) -> list[StoredImage | None]:
-        """Return pictures by document and number; None where there is none."""
-        if not ids:
-            return []
-        rows = self._of(collection, sorted({document for document, _ in ids}), list(_STORED))
-        found = {(row["document_id"], row["number"]): _stored(row) for row in rows}
-        return [found.get(one) for one in ids]
+    def embedder_of(self, collection: str) -> str | None:
+        """Return the name of the embedder that made the vectors of a collection's pictures; None: there are none."""
+        condition = And(Compare(("collection",), "eq", collection), Not(IsNull(("embedder",))))
+        row = next(iter(self.table.scan(condition, limit=1, columns=["embedder"])), None)
+        return None if row is None else str(row["embedder"])
 
     def data(self, collection: str, document_id: str, number: int) -> bytes:
         """Return an encoded picture.
@@ -515,15 +505,9 @@ class ImageTable:
             )
         return data
 
-    def _of(self, collection: str, document_ids: Sequence[str], columns: Sequence[str]) -> list[Row]:
-        if not document_ids:
-            return []
-        condition = And(Compare(("collection",), "eq", collection), In(("document_id",), tuple(document_ids)))
-        return list(self.table.scan(condition, columns=list(columns)))
-
 
 _STORED = ("document_id", "number", "media_type", "digest", "width", "height", "page", "start", "end", "reference")
-_OF_IMAGE = (*_STORED[1:], "data")
+_OF_IMAGE = (*_STORED[1:], "data", "embedder")
 
 
 def _own(collection: str, document_id: str) -> And:

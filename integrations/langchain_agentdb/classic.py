@@ -8,7 +8,7 @@ from typing import Any
 
 from langchain_core.embeddings import Embeddings
 from langchain_core.messages import BaseMessage, get_buffer_string
-from pydantic import PrivateAttr
+from pydantic import ConfigDict, PrivateAttr
 
 from agentdb import AsyncDatabase, Closing, Connection, Database, InvalidInputError, MissingDependencyError
 from langchain_agentdb.chat_history import AgentDBChatMessageHistory
@@ -41,6 +41,8 @@ class AgentDBChatMemory(Closing, BaseChatMemory):
     Raises:
         InvalidInputError: an argument cannot be accepted.
     """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     memory_key: str = "history"
     k: int | None = None
@@ -99,6 +101,8 @@ class AgentDBVectorMemory(Closing, BaseMemory):
     Raises:
         InvalidInputError: an argument cannot be accepted.
     """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     session_id: str
     k: int = 4

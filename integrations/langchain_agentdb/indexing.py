@@ -12,7 +12,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, Callba
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.indexing import DeleteResponse, DocumentIndex, RecordManager, UpsertResponse
-from pydantic import PrivateAttr
+from pydantic import ConfigDict, PrivateAttr
 
 from agentdb import (
     And,
@@ -237,6 +237,8 @@ class AgentDBDocumentIndex(Closing, DocumentIndex):
         k: how many documents a query finds; ``invoke(query, k=...)`` says it for one.
         filter: only documents that match; ``invoke(query, filter=...)`` says it for one.
     """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     k: int = 4
     """How many documents a query finds."""

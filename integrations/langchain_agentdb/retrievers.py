@@ -59,7 +59,7 @@ class AgentDBRetriever(Closing, BaseRetriever):
         InvalidInputError: an argument cannot be accepted.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     collection: str | None = None
     documents: bool = False
@@ -178,7 +178,7 @@ class AgentDBMemoryRetriever(Closing, BaseRetriever):
         InvalidInputError: an argument cannot be accepted.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     agent_id: str
     user_id: str | None = None

@@ -48,7 +48,7 @@ class AgentDBMemoryToolkit(Closing, BaseToolkit):
         InvalidInputError: an argument cannot be accepted.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     k: int = 5
     _scope: Scope = PrivateAttr()

@@ -19,10 +19,11 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import Field
 
 import agentdb
-from agentdb import Config, InvalidInputError, field
+from agentdb import AccessDeniedError, Config, InvalidInputError, field
 from agentdb_embedders import HashingEmbedder
 from langchain_agentdb import (
     AgentDBChatMemory,
+    AgentDBDocumentIndex,
     AgentDBLLMCache,
     AgentDBMemoryMiddleware,
     AgentDBMemoryRetriever,
@@ -349,6 +350,33 @@ def test_a_retriever_of_memories(db: agentdb.Database) -> None:
     assert asyncio.run(retriever.ainvoke("What does Ann like?"))[0].page_content == "Ann likes tea."
     with pytest.raises(InvalidInputError, match="a search has no option agent_id"):
         retriever.invoke("likes", agent_id="other")
+
+
+def test_a_misspelt_option_is_refused(db: agentdb.Database) -> None:
+    embedding = DeterministicFakeEmbedding(size=8)
+    for make in (
+        lambda: AgentDBRetriever(db, collection="c", top_k=3),
+        lambda: AgentDBRetriever(db, collection="c", mode="words"),
+        lambda: AgentDBMemoryRetriever(db, agent_id="a", user="b"),
+        lambda: AgentDBMemoryRetriever(db),
+        lambda: AgentDBDocumentIndex(embedding, db, top_k=3),
+        lambda: AgentDBChatMemory(db, session_id="s", size=3),
+        lambda: AgentDBVectorMemory(embedding, db, session_id="s", size=3),
+    ):
+        with pytest.raises(ValueError, match=r"top_k|mode|user|agent_id|size"):
+            make()
+
+
+def test_a_database_that_is_only_read(db_path: Path) -> None:
+    embedding = DeterministicFakeEmbedding(size=8)
+    with AgentDBVectorStore(embedding, db_path) as store, AgentDBLLMCache(db_path) as cache:
+        store.add_texts(["a"], ids=["a"])
+        assert cache.lookup("p", "m") is None
+    with agentdb.open(db_path, read_only=True) as db, AgentDBVectorStore(embedding, db) as store:
+        assert [one.id for one in store.similarity_search("a")] == ["a"]
+        assert AgentDBLLMCache(db).lookup("p", "m") is None
+        with pytest.raises(AccessDeniedError):
+            store.add_texts(["b"])
 
 
 # --- classic --------------------------------------------------------------------------------------------------------------

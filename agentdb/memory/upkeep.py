@@ -52,7 +52,7 @@ _BACKGROUND_ROWS = 32
 """Memories that one step in the background consolidates or archives."""
 _LEFT_WORKING = "working memory of a session that has ended"
 _ALL = 1 << 40
-_LOOK_EVERY_S = 30.0
+_LOOK_EVERY_S = 300.0
 """How often it is looked which agents are due."""
 _KEPT_CHANGES, _KEPT_NOTES = 1_000, 100
 _REASON_CHARS = 200

@@ -1,7 +1,7 @@
 """From the bytes of a file to its text with structure.
 
 Each format has its module; each imports the library that it needs when it is first used. Nothing here touches a file
-system, a network or a database.
+system, a network or a database. PDFs, and what expands to much more than it has bytes, are read by a process of their own.
 """
 
 from __future__ import annotations

@@ -13,11 +13,20 @@ from agentdb.rag.parsing.model import DocumentError, ParseLimits, Watch
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-__all__ = ["Archive", "read_xml"]
+__all__ = ["Archive", "declared_bytes", "read_xml"]
 
 _MOST_MEMBERS = 50_000
 _PIECE = 1 << 16
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
+
+
+def declared_bytes(data: bytes) -> int:
+    """Return what the members of an archive say they expand to, 0 where that cannot be read."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    except _BROKEN:
+        return 0
 
 
 class Archive:

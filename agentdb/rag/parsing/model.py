@@ -178,7 +178,9 @@ class ParseLimits:
         max_part_bytes: of one such member that is read into memory as a whole.
         max_pages: of a PDF; slides; sheets; chapters.
         max_images: pictures that are taken out of one document, 0 for none; the rest is left out with a warning.
-        timeout_s: looked at between pages, members and parts; one step is never interrupted.
+        max_memory_bytes: address space of the process that reads PDFs, large pages and large archives. Other files are
+            read where `parse` is called, and take a small multiple of their size.
+        timeout_s: looked at between pages, members and parts; that process is killed soon after.
     """
 
     max_bytes: int = 128 << 20
@@ -187,6 +189,7 @@ class ParseLimits:
     max_part_bytes: int = 64 << 20
     max_pages: int = 20_000
     max_images: int = 1_000
+    max_memory_bytes: int = 2 << 30
     timeout_s: float = 300.0
 
     def __post_init__(self) -> None:

@@ -9,12 +9,13 @@ from agentdb.errors import AgentDBError, InvalidInputError
 from agentdb.rag.parsing import detect, text
 from agentdb.rag.parsing.epub import parse_epub
 from agentdb.rag.parsing.html import parse_html
+from agentdb.rag.parsing.isolated import can_isolate, needs_isolation, parse_isolated
 from agentdb.rag.parsing.markdown import parse_markdown
 from agentdb.rag.parsing.model import DocumentError, EmbeddedImage, ParsedDocument, ParseLimits, Parser
 from agentdb.rag.parsing.office import parse_docx, parse_pptx, parse_xlsx
 from agentdb.rag.parsing.pdf import parse_pdf
 
-__all__ = ["parse"]
+__all__ = ["parse", "read_here"]
 
 _DEFAULT = ParseLimits()
 
@@ -53,8 +54,25 @@ def parse(
     if found is None:
         what = f"a {named} file" if named and not named.startswith("text/") else "a text or a known format"
         raise DocumentError(f"the content is not that of {what}", reason="broken" if named else "unknown_type")
+    if can_isolate() and needs_isolation(found, data):
+        document = parse_isolated(data, found, limits)
+    else:
+        document = read_here(data, found, limits)
+    is_other = media_type is None and named is not None and named != found
+    if is_other and named is not None and not (named.startswith("text/") and found.startswith("text/")):
+        told = f"the name says {named}, but the content is {found}"
+        document = replace(document, warnings=(*document.warnings, told))
+    return document
+
+
+def read_here(data: bytes, media_type: str, limits: ParseLimits) -> ParsedDocument:
+    """Return a file of a known kind, read in this process.
+
+    Raises:
+        DocumentError: it cannot be read.
+    """
     try:
-        document = _read(data, found, limits)
+        return _read(data, media_type, limits)
     except AgentDBError:
         raise
     except RecursionError:
@@ -63,12 +81,7 @@ def parse(
         raise DocumentError("the document needs more memory than there is", reason="too_large") from None
     except Exception as error:
         # Libraries raise all kinds of errors on files that break their format; the message may quote the content.
-        raise DocumentError(f"the {found} file is broken ({type(error).__name__})", reason="broken") from error
-    is_other = media_type is None and named is not None and named != found
-    if is_other and named is not None and not (named.startswith("text/") and found.startswith("text/")):
-        told = f"the name says {named}, but the content is {found}"
-        document = replace(document, warnings=(*document.warnings, told))
-    return document
+        raise DocumentError(f"the {media_type} file is broken ({type(error).__name__})", reason="broken") from error
 
 
 def _read(data: bytes, media_type: str, limits: ParseLimits) -> ParsedDocument:

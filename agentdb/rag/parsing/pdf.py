@@ -1,7 +1,8 @@
 """PDF through PDFium: lines of text with their place and size, from which paragraphs and headings follow.
 
-PDFium may be called by one thread at a time: one lock is held from opening a document to closing it. Code outside of
-AgentDB that uses PDFium in the same process while documents are read must hold `PDFIUM_LOCK` too.
+PDFs are read by a process of their own (`agentdb.rag.parsing.isolated`). Where that is not possible they are read here, and
+then PDFium may be called by one thread at a time: one lock is held from opening a document to closing it. Code outside of
+AgentDB that uses PDFium in such a process must hold `PDFIUM_LOCK` too.
 """
 
 from __future__ import annotations

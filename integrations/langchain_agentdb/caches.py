@@ -181,8 +181,7 @@ class _Prompts:
 
     def __init__(self, db: Database, collection: str, embeddings: Embeddings) -> None:
         self.db = db
-        own = embeddings if isinstance(embeddings, AgentDBEmbeddings) else None
-        self.rows = NamedCollection(db, collection, "cosine", own)
+        self.rows = NamedCollection(db, collection, "cosine", embeddings)
         self._sweep_due = 0.0
         if not db.read_only:
             db.add_maintenance(f"langchain-semantic-cache {collection}", self._sweep)

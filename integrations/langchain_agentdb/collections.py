@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Literal, TypeVar
+
+from langchain_core.embeddings import Embeddings
 
 from agentdb import Collection, Database, InvalidInputError, NotFoundError
 from langchain_agentdb.embeddings import AgentDBEmbeddings
@@ -16,21 +17,20 @@ R = TypeVar("R")
 
 
 class NamedCollection:
-    """A collection of a database, found by its name with every use, so that it may be dropped and made anew by anybody.
+    """A collection of a database by its name, held as long as it is there; it may be dropped and made anew by anybody.
 
     Args:
         db: the database.
         name: the collection's name. Those that begin with ``_`` are the managers' own.
         metric: of a new one, and what an existing one must have; None: cosine, or any.
-        embeddings: the AgentDB embedder that makes its vectors; None: vectors are given.
+        embeddings: what makes its vectors: an AgentDB embedder, whose name is stored; others give vectors. None: an existing
+            one is taken as it is.
 
     Raises:
         InvalidInputError: the name is no string, or begins with ``_``.
     """
 
-    def __init__(
-        self, db: Database, name: str, metric: CollectionMetric | None, embeddings: AgentDBEmbeddings | None
-    ) -> None:
+    def __init__(self, db: Database, name: str, metric: CollectionMetric | None, embeddings: Embeddings | None) -> None:
         given: object = name
         if not isinstance(given, str) or given.startswith("_"):
             shown = "a name that begins with '_'" if isinstance(given, str) else type(given).__name__
@@ -40,7 +40,6 @@ class NamedCollection:
         self.metric = metric
         self._embeddings = embeddings
         self._opened: Collection | None = None
-        self._mutex = threading.Lock()
 
     def found(self) -> Collection | None:
         """Return the collection, None if there is none.
@@ -48,9 +47,11 @@ class NamedCollection:
         Raises:
             InvalidInputError: it was made with another metric, or by another embedder.
         """
-        if self._opened is None and self.name not in self.db.collections():
-            return None
-        return self._open(None)
+        if self._opened is not None:
+            return self._opened
+        # One state for both questions: opening by name what was dropped in between would make it.
+        with self.db.snapshot():
+            return self._open(None) if self.name in self.db.collections() else None
 
     def made(self, dimension: int) -> Collection:
         """Return the collection, made for vectors of that many numbers if there is none.
@@ -58,22 +59,20 @@ class NamedCollection:
         Raises:
             InvalidInputError: it was made with another metric or dimension, or by another embedder.
         """
-        return self._open(dimension)
+        return self._opened or self._open(dimension)
 
     def _open(self, dimension: int | None) -> Collection:
-        opened = self._opened
-        if opened is not None:
-            return opened
-        with self._mutex:
+        # Without a mutex: whoever held it while another thread's transaction is open might wait for that one, and it for him.
+        if isinstance(self._embeddings, AgentDBEmbeddings):
+            opened = self.db.collection(self.name, metric=self.metric, embedder=self._embeddings.embedder)
+        else:
+            opened = self.db.collection(self.name, dimension=dimension, metric=self.metric)
             if self._embeddings is not None:
-                opened = self.db.collection(self.name, metric=self.metric, embedder=self._embeddings.embedder)
-            else:
-                opened = self.db.collection(self.name, dimension=dimension, metric=self.metric)
                 self._require_given(opened)
-            if not self.db.in_transaction:
-                # One that was made inside a transaction of the caller may yet be rolled back.
-                self._opened = opened
-            return opened
+        if not self.db.in_transaction:
+            # One that was made inside a transaction of the caller may yet be rolled back.
+            self._opened = opened
+        return opened
 
     def _require_given(self, opened: Collection) -> None:
         """Return only if no embedder makes the vectors of a collection: others' vectors would be compared with its own."""

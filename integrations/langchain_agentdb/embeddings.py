@@ -31,13 +31,7 @@ class AgentDBEmbeddings(Embeddings):
 
     def __init__(self, embedder: Embedder | str | None = None) -> None:
         given: object = embedder
-        # Read from the type: `dimension` may load a model.
-        if not (
-            given is None
-            or isinstance(given, str)
-            or all(hasattr(type(given), name) for name in ("name", "dimension", "max_tokens", "embed"))
-            or callable(getattr(given, "embed", None))
-        ):
+        if not (given is None or isinstance(given, str) or callable(getattr(given, "embed", None))):
             raise InvalidInputError(
                 f"embedder must be an agentdb.Embedder or the name of one, not {type(embedder).__name__}"
             )

@@ -16,7 +16,6 @@ from pydantic import ConfigDict, PrivateAttr
 from agentdb import (
     AsyncDatabase,
     Closing,
-    Collection,
     Connection,
     Database,
     InvalidInputError,
@@ -24,6 +23,7 @@ from agentdb import (
     Query,
     Recalled,
 )
+from langchain_agentdb.collections import NamedCollection
 from langchain_agentdb.embeddings import as_embeddings
 from langchain_agentdb.filters import to_filter
 from langchain_agentdb.vector_store import to_document
@@ -68,7 +68,7 @@ class AgentDBRetriever(Closing, BaseRetriever):
     rerank: Any = None
     filter: Any = None
     _embeddings: Embeddings | None = PrivateAttr(default=None)
-    _connection: Connection[Database] = PrivateAttr()
+    _connection: Connection[NamedCollection] = PrivateAttr()
 
     def __init__(
         self,
@@ -82,8 +82,9 @@ class AgentDBRetriever(Closing, BaseRetriever):
             raise InvalidInputError("name the collection, or ask for documents=True")
         if self.documents and embedding is not None:
             raise InvalidInputError("embedding: documents are embedded by the embedder that they were ingested with")
-        self._embeddings = as_embeddings(embedding)
-        self._connection = Connection(db_or_path, lambda db: db)
+        self._embeddings = given = as_embeddings(embedding)
+        name = "documents" if self.collection is None else self.collection
+        self._connection = Connection(db_or_path, lambda db: NamedCollection(db, name, None, given))
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
@@ -111,19 +112,12 @@ class AgentDBRetriever(Closing, BaseRetriever):
         return options
 
     def _found(self, query: str, vector: Any, options: dict[str, Any]) -> list[Document]:
-        db = self._connection()
+        source = self._connection()
         if self.documents:
-            return self._passages(db, query, options)
-        collection = _collection(db, self.collection)
-        if collection is None:
-            return []
-        return [to_document(hit) for hit in collection.search(Query(text=query, vector=vector), **options)]
-
-    def _passages(self, db: Database, query: str, options: dict[str, Any]) -> list[Document]:
-        if self.collection is not None:
-            options = {**options, "collection": self.collection}
-        found = db.documents.search(query, **options)
-        return [_passage_document(one) for one in found]
+            passages = source.db.documents.search(query, collection=source.name, **options)
+            return [_passage_document(one) for one in passages]
+        asked = Query(text=query, vector=vector)
+        return [to_document(hit) for hit in source.read(lambda found: found.search(asked, **options)) or ()]
 
 
 def _passage_document(passage: Passage) -> Document:
@@ -138,11 +132,6 @@ def _passage_document(passage: Passage) -> Document:
         "score": passage.score,
     }
     return Document(id=passage.id, page_content=passage.text, metadata={**passage.metadata, **place})
-
-
-def _collection(db: Database, name: str | None) -> Collection | None:
-    # The name alone would make one where there is none.
-    return db.collection(name) if name is not None and name in db.collections() else None
 
 
 def _check_options(given: Mapping[str, Any], allowed: frozenset[str]) -> None:

@@ -103,8 +103,7 @@ class AgentDBVectorStore(Closing, VectorStore):
     ) -> None:
         given = as_embeddings(embedding)
         self._embeddings = AgentDBEmbeddings.of(lambda: self._connection().db.embedder) if given is None else given
-        own = self._embeddings if isinstance(self._embeddings, AgentDBEmbeddings) else None
-        self._connection = Connection(db_or_path, lambda db: NamedCollection(db, collection, metric, own))
+        self._connection = Connection(db_or_path, lambda db: NamedCollection(db, collection, metric, self._embeddings))
         self._mode: Mode = _checked_mode(mode)
         self._rerank = rerank
 

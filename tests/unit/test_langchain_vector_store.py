@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -350,6 +351,24 @@ def test_it_joins_a_transaction_and_survives_its_end(db_path: Path) -> None:
         assert names(store.similarity_search("a")) == ["a"]
         with db.snapshot():
             assert names(store.similarity_search("a")) == ["a"]
+
+
+def test_a_first_document_inside_and_outside_a_transaction_at_once(db_path: Path) -> None:
+    with agentdb.open(db_path) as db, AgentDBVectorStore(Numbered(), db) as store:
+        begun = threading.Event()
+
+        def outside() -> None:
+            begun.set()
+            store.add_texts(["outside"], ids=["outside"])
+
+        other = threading.Thread(target=outside)
+        with db.transaction():
+            other.start()
+            begun.wait(60)
+            time.sleep(0.05)  # let it wait for its turn
+            store.add_texts(["inside"], ids=["inside"])
+        other.join(60)
+        assert names(store.get_by_ids(["inside", "outside"])) == ["inside", "outside"]
 
 
 def test_it_goes_on_after_somebody_dropped_the_collection(db_path: Path) -> None:

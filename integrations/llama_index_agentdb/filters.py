@@ -250,8 +250,11 @@ def _holds_one(key: str, values: list[Any]) -> Filter:
         parts.append(_path(key).contains_any(plain))
     if special:
         parts.append(_exact("items", key).contains_any(special))
-    for text in texts:
-        parts += [_path(key).matches(text), _path(key)[text].exists()]
+    if texts:
+        parts += [_path(key)[text].exists() for text in texts]
+        # A list is no text: with an index that says so, no row's tags need be read for parts of texts.
+        is_list = _exact("lists", key).exists()
+        parts.append(_path(key).exists() & ~is_list & _any([_path(key).matches(text) for text in texts]))
     return _any(parts)
 
 

@@ -29,6 +29,7 @@ __all__ = [
     "Plan",
     "activations",
     "compare_settled",
+    "idle_working",
     "plan_consolidation",
     "plan_forgetting",
 ]
@@ -120,6 +121,15 @@ def activations(
     return policies.decay.activation(Use.of(moment - last, moment - recorded, count), half_life_s)
 
 
+def idle_working(rows: AgentRows, policies: MemoryPolicies, now: datetime, limit: int) -> tuple[list[str], bool]:
+    """Return working memories of sessions that have ended, oldest first, and whether those are all."""
+    latest = (now.timestamp() - policies.working_idle_s) * 1e6
+    working = rows.live & (rows.number("tier") == rows.code("tier", "working"))
+    slots = np.flatnonzero(working & (rows.number("recorded_at") <= latest))
+    slots = slots[np.lexsort((rows.number("ordinal")[slots], rows.number("recorded_at")[slots]))]
+    return [rows.ids[slot] for slot in slots[:limit].tolist()], len(slots) <= limit
+
+
 def plan_forgetting(
     rows: AgentRows,
     uses_of: Callable[[list[str]], Sequence[Row | None]],
@@ -177,7 +187,8 @@ def compare_settled(
     age = np.empty(rows.size, np.int64)
     age[order] = np.arange(rows.size)
     mine = slots[np.argsort(age[slots])][:limit]
-    others = np.flatnonzero(active & rows.embedded & (rows.number("tier") != rows.code("tier", "working")))
+    stands = active & rows.embedded & (rows.number("retracted_at") == np.iinfo(np.int64).max)
+    others = np.flatnonzero(stands & (rows.number("tier") != rows.code("tier", "working")))
     least = min(policies.duplicate.cosine, policies.contradiction.cosine)
     near: dict[int, list[tuple[int, float]]] = {}
     for scope in np.unique(rows.number("scope")[mine]).tolist():
@@ -237,15 +248,17 @@ def _consolidate(
     mine = statement_of(row)
     for other, cosine in older:
         pending = plan.rows.get(other["id"], {})
+        begins = row["valid_from"] or row["occurred_at"] or row["recorded_at"]
+        starts, ends = other["valid_from"], pending.get("valid_to", other["valid_to"])
+        # What was true once and is said again after it had ended is true anew: it must not end up in the ended one.
+        is_one_truth = (ends is None or ends > begins) and row["valid_to"] in (None, ends)
         reason = supersedes(mine, statement_of(other), cosine)
-        if reason is None and policies.duplicate.is_duplicate(mine, statement_of(other), cosine):
+        if reason is None and is_one_truth and policies.duplicate.is_duplicate(mine, statement_of(other), cosine):
             sources = list(pending.get("sources") or other["sources"] or [])
             plan.change(row["id"], "merged", f"says the same as {other['id']}", status="archived")
             plan.rows.setdefault(other["id"], {})["sources"] = [*sources, row["id"]]
             plan.repeated.append((other["id"], row["recorded_at"]))
             return True
-        begins = row["valid_from"] or row["occurred_at"] or row["recorded_at"]
-        starts, ends = other["valid_from"], pending.get("valid_to", other["valid_to"])
         if reason is not None and (ends is None or ends > begins) and (starts is None or starts < begins):
             plan.change(other["id"], "closed", f"{reason}: {row['id']}", valid_to=begins)
             if row["valid_from"] is None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args
 
 from agentdb.errors import InvalidInputError, NotFoundError, StorageError
 from agentdb.filters import Filter, In
 from agentdb.memory.core import MemoryCore
-from agentdb.memory.records import Scope, check_tier, check_type
+from agentdb.memory.records import Origin, Scope, check_tier, check_type
 from agentdb.memory.rows import HIDDEN, READ, digest_of, equals, plain, scope_of, searched
 from agentdb.memory.sessions import head_key, heads_of
 from agentdb.memory.tables import EVENTS, MEMORIES, OCCURRENCES, USES
@@ -141,6 +141,8 @@ def _imported(number: int, line: str) -> _Imported:
             check_type(row["memory_type"])
         if row["status"] not in ("active", "archived"):
             raise InvalidInputError("status must be active or archived")
+        if row["origin"] not in (None, *get_args(Origin)):
+            raise InvalidInputError("origin must be summary, fact or null")
         MEMORIES.to_physical(row)
         occurrences, events = (
             [

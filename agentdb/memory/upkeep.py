@@ -12,10 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from agentdb.errors import AgentDBError, ClosedError
-from agentdb.filters import And, Compare, In
+from agentdb.filters import And, In
 from agentdb.memory.compression import clusters_of, compressed_into, summary_of
 from agentdb.memory.core import MemoryCore
 from agentdb.memory.embedding import AT_RECALL, MemoryEmbedding
@@ -26,6 +26,7 @@ from agentdb.memory.maintenance import (
     MemoryChange,
     Plan,
     compare_settled,
+    idle_working,
     plan_consolidation,
     plan_forgetting,
 )
@@ -144,20 +145,21 @@ class Upkeep:
 
     def _leave_working(self, run: _Run) -> _Done:
         """Move working memory of sessions that have ended: nothing was added to it for a while, and nothing pushes it out."""
-        core, idle_s = self._core, self._core.policies.working_idle_s
-        latest = core.now() - timedelta(seconds=idle_s)
-        old = And(equals("agent_id", run.agent_id), equals("tier", "working"), Compare(("recorded_at",), "lte", latest))
+        core, now = self._core, self._core.now()
+        with core.engine.snapshot(), run.rows.lock:
+            if not run.rows.advance():
+                return [], False
+            ids, is_all = idle_working(run.rows, core.policies, now, run.size)
 
         def work() -> list[str]:
-            columns, order = ["id", "importance"], ["recorded_at", "ordinal"]
-            found = list(core.tables.memories.scan(old, columns=columns, order_by=order, limit=run.size))
-            low = [one["id"] for one in found if one["importance"] < core.policies.archive_importance_below]
-            core.change([one["id"] for one in found], {"tier": "short_term"}, "moved", _LEFT_WORKING)
+            rows = [row for row in core.tables.memories.get_many(ids) if row is not None and row["tier"] == "working"]
+            low = [row["id"] for row in rows if row["importance"] < core.policies.archive_importance_below]
+            core.change([row["id"] for row in rows], {"tier": "short_term"}, "moved", _LEFT_WORKING)
             core.change(low, {"status": "archived"}, "archived", "its importance is below the bound")
-            return [one["id"] for one in found]
+            return [row["id"] for row in rows]
 
-        moved = core.engine.transact(work)
-        return [MemoryChange(one, "moved", _LEFT_WORKING) for one in moved], len(moved) < run.size
+        moved = core.engine.transact(work) if ids else []
+        return [MemoryChange(one, "moved", _LEFT_WORKING) for one in moved], is_all
 
     def _consolidate(self, run: _Run) -> _Done:
         if not run.rows.has_embedder:

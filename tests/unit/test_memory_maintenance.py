@@ -202,6 +202,30 @@ def test_a_contradiction_closes_the_old_interval_and_deletes_nothing(memories: A
     assert memories.maintain("a").changes == ()
 
 
+def test_what_becomes_true_again_is_a_memory_of_its_own(memories: AgentMemories, clock: Clock) -> None:
+    said = ["I live in Lisbon now.", "I moved, I live in Porto now.", "I live in Lisbon now."]
+    homes = []
+    for i, text in enumerate(said):
+        homes.append(memories.remember(text, agent_id="a", session_id=str(i)))
+        clock.now += 10 * DAY
+        memories.maintain("a")
+    assert [memories.require(one.id).status for one in homes] == ["active"] * 3
+    for one, text in zip(homes, said, strict=True):
+        at = one.recorded_at + 5 * DAY
+        found = memories.recall("Where do I live?", agent_id="a", valid_at=at, reinforce=False)
+        assert [(its.memory.id, its.memory.text) for its in found] == [(one.id, text)]
+
+
+def test_nothing_is_merged_into_what_is_retracted(memories: AgentMemories, clock: Clock) -> None:
+    wrong = memories.remember("I have a cat.", agent_id="a", session_id="s")
+    clock.now += DAY
+    memories.update(wrong.id, retracted_at=clock.now)
+    again = memories.remember("I do have a cat!", agent_id="a", session_id="t")
+    clock.now += 2 * DAY
+    memories.maintain("a")
+    assert memories.require(again.id).status == "active"
+
+
 def test_the_faded_is_archived_the_used_and_the_important_stay(memories: AgentMemories, clock: Clock) -> None:
     faded = memories.remember("The weather was fine.", agent_id="a", importance=0.2)
     used = memories.remember("I have a cat.", agent_id="a", importance=0.2)

@@ -97,6 +97,7 @@ def test_an_empty_database_exports_an_empty_file(tmp_path: Path) -> None:
         {"id": 5.0},
         {"tier": "medium"},
         {"status": "gone"},
+        {"origin": "dream"},
         {"memory_type": "other"},
         {"importance": "high"},
         {"agent_id": None},

@@ -28,6 +28,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
 from typing import Any, Literal, NamedTuple
+from weakref import ref
 
 import numpy as np
 import numpy.typing as npt
@@ -187,11 +188,11 @@ def namespace_of(text: str) -> tuple[str, ...]:
 class _Namespace:
     """The items of a namespace as of a revision, newest first. Never changed, but that vectors are loaded."""
 
-    __slots__ = ("_matching", "_matrix", "by_key", "is_embedded", "revision", "rows")
+    __slots__ = ("__weakref__", "_matching", "_matrix", "by_key", "is_embedded", "revision", "rows")
 
-    def __init__(self, revision: int, rows: Iterable[StoredItem]) -> None:
+    def __init__(self, revision: int, rows: Iterable[StoredItem], *, is_sorted: bool = False) -> None:
         self.revision = revision
-        self.rows = sorted(rows, key=_newest_first)
+        self.rows = list(rows) if is_sorted else sorted(rows, key=_newest_first)
         self.by_key = {one.at.key: one for one in self.rows}
         self.is_embedded = all(one.vectors is not None or not one.count for one in self.rows)
         """Whether all vectors are loaded."""
@@ -204,11 +205,11 @@ class _Namespace:
 
     def changed(self, revision: int, rows: Iterable[StoredItem], gone: Iterable[str] = ()) -> _Namespace:
         """Return the namespace after a change."""
-        kept = dict(self.by_key)
-        for key in gone:
-            kept.pop(key, None)
-        kept.update((one.at.key, one) for one in rows)
-        return _Namespace(revision, kept.values())
+        new = sorted(rows, key=_newest_first)
+        touched = {*gone, *(one.at.key for one in new)}
+        kept = [one for one in self.rows if one.at.key not in touched]
+        is_sorted = not new or not kept or _newest_first(new[-1]) < _newest_first(kept[0])
+        return _Namespace(revision, [*new, *kept], is_sorted=is_sorted)
 
     def matching(self, chosen: _Chosen) -> _Matching:
         """Return the rows that a filter lets through; what was asked before is remembered."""
@@ -273,8 +274,14 @@ class _Scope(NamedTuple):
     revision: int
     structure: int
     names: tuple[str, ...]
-    namespaces: tuple[_Namespace, ...] | None
-    """None: there is too much to hold."""
+    is_large: bool
+    """Whether there is too much to hold."""
+    references: tuple[ref[_Namespace], ...]
+
+    def held(self) -> list[_Namespace] | None:
+        """Return the namespaces; None if one of them had to make room."""
+        found = [namespace for one in self.references if (namespace := one()) is not None]
+        return found if len(found) == len(self.references) else None
 
 
 class _Resident:
@@ -308,8 +315,6 @@ class _Resident:
             while self._bytes > self._budget_bytes and len(self._namespaces) > 1:
                 _, (_, gone) = self._namespaces.popitem(last=False)
                 self._bytes -= gone
-                # They hold on to what they were made of.
-                self._scopes.clear()
 
     def scope(self, prefix: str) -> _Scope | None:
         with self._mutex:
@@ -395,8 +400,8 @@ class Items:
 
     def list_namespaces(self) -> list[str]:
         """Return the texts of all namespaces that have items which are to be seen, in no order."""
-        counts = {row["namespace"]: row["items"] for row in self._namespaces.scan() if row["namespace"] != _STORE}
-        if self._omits_expired:
+        with self._one_state():
+            counts = {row["namespace"]: row["items"] for row in self._namespaces.scan() if row["namespace"] != _STORE}
             for at in self._expired_below(""):
                 counts[at.namespace] -= 1
         return [name for name, count in counts.items() if count > 0]
@@ -426,27 +431,33 @@ class Items:
         if store is None:
             return ()
         scope = self._resident.scope(prefix)
-        if scope is None or scope.revision != store["revision"] or (embedded and not _is_embedded(scope)):
-            with self.view():
-                scope = self._brought_up(prefix, scope, embedded=embedded)
-            self._resident.keep_scope(prefix, scope)
-        return scope.namespaces
+        if scope is not None and scope.revision == store["revision"]:
+            if scope.is_large:
+                return None
+            held = scope.held()
+            if held is not None and (not embedded or all(one.is_embedded for one in held)):
+                return held
+        with self.view():
+            scope, namespaces = self._brought_up(prefix, scope, embedded=embedded)
+        self._resident.keep_scope(prefix, scope)
+        return namespaces
 
-    def _brought_up(self, prefix: str, scope: _Scope | None, *, embedded: bool) -> _Scope:
+    def _brought_up(
+        self, prefix: str, scope: _Scope | None, *, embedded: bool
+    ) -> tuple[_Scope, Sequence[_Namespace] | None]:
         store = self._namespaces.require(_STORE)
-        is_known = scope is not None and scope.structure == store["items"]
-        if scope is not None and is_known and scope.namespaces is None:
-            return scope._replace(revision=store["revision"])
-        if scope is not None and is_known:
-            found = self._namespaces.get_many(scope.names)
-            rows = [row for row in found if row is not None]
+        if scope is not None and scope.structure == store["items"]:
+            if scope.is_large:
+                return scope._replace(revision=store["revision"]), None
+            rows = [row for row in self._namespaces.get_many(scope.names) if row is not None]
         else:
             rows = [row for row in self._namespaces.scan(And(*_below(prefix))) if row["namespace"] != _STORE]
         names = tuple(row["namespace"] for row in rows)
-        namespaces = None
-        if len(rows) <= _RESIDENT_NAMESPACES and sum(row["items"] for row in rows) <= _RESIDENT_ITEMS:
-            namespaces = tuple(self._loaded(row, embedded=embedded) for row in rows)
-        return _Scope(store["revision"], store["items"], names, namespaces)
+        if len(rows) > _RESIDENT_NAMESPACES or sum(row["items"] for row in rows) > _RESIDENT_ITEMS:
+            return _Scope(store["revision"], store["items"], names, is_large=True, references=()), None
+        namespaces = [self._loaded(row, embedded=embedded) for row in rows]
+        references = tuple(map(ref, namespaces))
+        return _Scope(store["revision"], store["items"], names, is_large=False, references=references), namespaces
 
     def _loaded(self, row: Mapping[str, Any], *, embedded: bool) -> _Namespace:
         name, revision = row["namespace"], row["revision"]
@@ -709,10 +720,6 @@ _NONE: Vectors = np.empty((0, 0), np.float32)
 def _any_ttl(namespaces: Iterable[_Namespace]) -> bool:
     """Whether an item may ever expire."""
     return any(one.ttl is not None for namespace in namespaces for one in namespace.rows)
-
-
-def _is_embedded(scope: _Scope) -> bool:
-    return scope.namespaces is None or all(one.is_embedded for one in scope.namespaces)
 
 
 def _newest_first(one: StoredItem) -> Any:

@@ -367,7 +367,11 @@ class Packer:
         self._text = text
         self._costs = costs
         self._limit = chunk_tokens
-        self._capacity = max(1, chunk_tokens - costs.special)
+        self._capacity = chunk_tokens - costs.special
+        if self._capacity < 1:
+            raise InvalidInputError(
+                f"chunks of {chunk_tokens} tokens hold no text: {costs.special} of them are special tokens"
+            )
         self._overlap = overlap_tokens
         self._known: dict[tuple[int, int], int] = {}  # what blocks cost that were counted as a whole
         self.definitions: list[tuple[int, int, str]] = []

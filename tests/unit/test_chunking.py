@@ -130,6 +130,11 @@ class TestStructure:
         with pytest.raises(InvalidInputError, match=told):
             StructureChunker(**({"count_tokens": words} | options))
 
+    def test_special_tokens_must_leave_room(self):
+        with pytest.raises(InvalidInputError, match="chunks of 2 tokens hold no text: 2 of them are special tokens"):
+            chunked("some text", chunk_tokens=2, overlap_tokens=0)
+        assert len(chunked("some text", chunk_tokens=3, overlap_tokens=0)[1]) == 2
+
     def test_a_counter_that_breaks_its_contract_is_told(self):
         chunker = StructureChunker(count_tokens=lambda texts: [1])
         with pytest.raises(InvalidInputError, match="one number, not negative, for each text"):

@@ -41,7 +41,7 @@ _CLOSED_BY_THEMSELVES = frozenset(
     "tbody tfoot colgroup rp rt".split()
 )
 _MOST_DEPTH = 500
-_MOST_REOPENED = 5_000_000
+_MOST_REOPENED = 500_000
 _MOST_ATTRIBUTES = 2_000
 _TAG = re.compile(r"<(?:(!--)|(/?)([a-zA-Z][a-zA-Z0-9:-]*+))")
 _RAW = {name: re.compile(rf"</{name}", re.IGNORECASE) for name in ("script", "style", "textarea", "title", "xmp")}
@@ -149,7 +149,7 @@ def _require_tame(markup: str, builder: TextBuilder) -> None:
             reopened += formats
         if name not in _CLOSED_BY_THEMSELVES:
             depth = max(0, depth - 1) if found[2] else depth + 1
-        if depth > _MOST_DEPTH or reopened > _MOST_REOPENED:
+        if depth > _MOST_DEPTH or reopened > _MOST_REOPENED + 2 * tags:
             raise DocumentError("the markup is nested too deeply, or elements in it are never closed", reason="unsafe")
         end = markup.find(">", at)
         if end - at > 64 * _MOST_ATTRIBUTES and len(markup[at:end].split()) > _MOST_ATTRIBUTES:

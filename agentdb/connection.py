@@ -52,6 +52,7 @@ class Connection(Generic[T_co]):
         self._given = given
         self._prepare = prepare
         self._mutex = threading.Lock()
+        self._preparing = threading.Lock()
         self._opened: Database | None = None
         self._prepared: T_co | None = None
         self._is_closed = False
@@ -77,10 +78,12 @@ class Connection(Generic[T_co]):
             with self._mutex:
                 self.check()
                 database = self._database()
-                prepared = self._prepare(database) if self._prepared is None else self._prepared
-                if not database.in_transaction:
-                    # Tables that were made inside a transaction of the caller may yet be rolled back.
-                    self._prepared = prepared
+            if database.in_transaction:
+                # Tables that are made inside a transaction of the caller may yet be rolled back. And no lock is taken: whoever
+                # holds it may wait for this very transaction to end.
+                return self._prepare(database) if prepared is None else prepared
+            with self._preparing:
+                prepared = self._prepared = self._prepare(database) if self._prepared is None else self._prepared
         return prepared
 
     def check(self) -> None:

@@ -8,6 +8,7 @@ import datetime as dt
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,24 @@ def test_it_serves_document_stores_and_embedding_caches(db_path: Path) -> None:
         assert model.asked == 2
     with AgentDBByteStore(db_path) as store:
         assert create_kv_docstore(store).mget(["d"]) == [Document("text", metadata={"n": [1]})]
+
+
+def test_a_first_call_inside_a_transaction_waits_for_no_first_call_outside(db_path: Path) -> None:
+    with agentdb.open(db_path, config=Config(write_timeout_s=5)) as db, AgentDBByteStore(db) as store:
+        began = threading.Event()
+
+        def outside() -> None:
+            began.set()
+            store.mset([("outside", b"1")])
+
+        other = threading.Thread(target=outside)
+        with db.transaction():
+            other.start()
+            began.wait(60)
+            time.sleep(0.05)  # let it wait for its turn
+            store.mset([("inside", b"2")])
+        other.join(60)
+        assert store.mget(["inside", "outside"]) == [b"2", b"1"]
 
 
 def test_async_keys_come_in_steps(db_path: Path) -> None:

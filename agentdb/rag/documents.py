@@ -117,8 +117,9 @@ class Documents:
             collection: 1 to 37 letters, digits, ``_``, ``-`` and ``.``; made where there is none. It is an ordinary collection
                 called ``_documents.NAME``.
             metadata: a JSON object for all of them; what passages can be filtered by, beside what a file says of itself.
-            chunker: a `Chunker`, a LangChain text splitter, a LlamaIndex node parser or a function from a text to its parts; None: by structure, in chunks of at most
-                480 tokens, which an embedder that reads less reads in parts. Documents that were chunked otherwise are chunked anew.
+            chunker: a `Chunker`, a LangChain text splitter, a LlamaIndex node parser or a function from a text to its parts; None:
+                by structure, in chunks of at most 480 tokens, which an embedder that reads less reads in parts. Documents that were
+                chunked otherwise are chunked anew.
             images: what is done with the pictures of documents, and with those that are documents: describe, embed, keep them.
                 None: they are left out. A collection has vectors of pictures if its first ingest made them.
             parsers: asked before the ones for known formats.

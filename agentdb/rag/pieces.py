@@ -53,6 +53,7 @@ _SENTENCE_END = re.compile(
 )
 _SPACE = re.compile(r"\s*")
 _BLANK = re.compile(r"\s")
+_LONG_WORD = 64
 _LAST_WORD = re.compile(r"[^\s(\[\"'\u201c\u2018]*\Z")
 _ABBREVIATIONS = frozenset(
     "al approx assn bd bzw ca cf co col corp dept dipl dr ed eds esp est etc ex gen gov hon inc incl jr lt ltd messrs mr "  # noqa: SIM905
@@ -66,7 +67,7 @@ _CLAUSE_END = ".!?,;:\u2014\u2013)]}\uff0c\uff1b\uff1a\u3001"
 _FENCE = re.compile(r"[ \t]*(?:(?:[-+*]|\d{1,9}[.)])[ \t]+)*(`{3,}(?=[^`]*$)|~{3,})")
 _ITEM = re.compile(r"[ \t]*(?:[-+*\u2022]|\d{1,9}[.)])[ \t]")
 _INDENT = re.compile(r"[ \t]*")
-_CLOSER = re.compile(r"[)\]}]|end\b|else\b|elif\b|except\b|finally\b|catch\b|fi\b|done\b|esac\b")
+_CLOSER = re.compile(r"[)\]}]|`{3}|~{3}|end\b|else\b|elif\b|except\b|finally\b|catch\b|fi\b|done\b|esac\b")
 
 
 def lines(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -186,7 +187,11 @@ def shorter(text: str, piece: Piece, target: int) -> Iterator[Piece]:
     at, cut = start, first
     while text[at].isspace():
         at += 1
+    begin = at
     while end - at > target:
+        if at > begin and end - at <= _LONG_WORD and not _BLANK.search(text, at, end):
+            # The last word, whole for the same reason as the others.
+            break
         stop, following = _stop(text, at, at + target, end)
         yield at, stop, cut
         cut = following
@@ -207,6 +212,10 @@ def _stop(text: str, start: int, limit: int, end: int) -> tuple[int, int]:
         stop = start if blank is None else start + len(text[start:blank].rstrip())
         if stop > start:
             return stop, Cut.CLAUSE if text[stop - 1] in _CLAUSE_END else Cut.WORD
+    # A word that is a little longer: whole, for it may fit.
+    ahead = _BLANK.search(text, limit + 1, min(end, limit + _LONG_WORD))
+    if ahead:
+        return ahead.start(), Cut.WORD
     for place in range(limit, max(start, limit - (limit - start) // 2), -1):
         if text[place - 1] in _CLAUSE_END and is_grapheme_end(text, place):
             return place, Cut.CLAUSE

@@ -95,6 +95,14 @@ class TestStructure:
         for one in texts:
             assert one.count("```") % 2 == 0, one
 
+    def test_what_is_repeated_does_not_begin_with_the_end_of_a_fence(self):
+        code = "\n".join(f"long_name_{n} = other_name_{n} + {n} * {n}" for n in range(20))
+        _, _, texts = chunked(
+            f"```python\n{code}\n```\n\n{sentence(1)} {sentence(2)}\n", chunk_tokens=60, overlap_tokens=10
+        )
+        assert len(texts) > 3
+        assert not any(one.startswith("```\n") for one in texts)
+
     def test_a_word_that_is_too_long_is_cut(self):
         text = "ab" * 5_000
         document = parse(text.encode())

@@ -122,8 +122,9 @@ class AgentDBStore(Closing, BaseStore):
         """
         plan = self._planned(list(ops))
         queries = texts = None
-        if self._index is not None:
+        if self._index is not None and plan.queries:
             queries = self._index.queries(plan.queries)
+        if self._index is not None and plan.texts:
             texts = self._index.documents(plan.all_texts)
         return self._execute(plan, queries, texts)
 
@@ -133,8 +134,9 @@ class AgentDBStore(Closing, BaseStore):
         given = list(ops)
         plan = self._planned(given) if len(given) <= _AT_ONCE else await self._on_thread(lambda: self._planned(given))
         queries = texts = None
-        if self._index is not None:
+        if self._index is not None and plan.queries:
             queries = await self._index.aqueries(plan.queries, self._on_thread)
+        if self._index is not None and plan.texts:
             texts = await self._index.adocuments(plan.all_texts, self._on_thread)
         pool: Any = "write" if plan.puts else "read"
         return await self._connection.run(pool, lambda: self._execute(plan, queries, texts))

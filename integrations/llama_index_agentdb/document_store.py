@@ -104,7 +104,7 @@ class AgentDBDocumentStore(Closing, KVDocumentStore):
         """Store nodes and what documents consist of, all or none.
 
         Args:
-            docs: nodes or documents.
+            docs: nodes or documents; of several with one id the last counts.
             allow_update: False: refuse if one is there already.
             batch_size: without effect; one transaction holds all.
             store_text: False: only hashes, and what belongs to which document.
@@ -114,7 +114,8 @@ class AgentDBDocumentStore(Closing, KVDocumentStore):
         """
         nodes = [_Node.of(one, f"docs[{i}]", store_text=store_text) for i, one in enumerate(docs)]
         if nodes:
-            self._pairs.transact(lambda: self._add(nodes, allow_update=allow_update))
+            last = list({one.id: one for one in nodes}.values())
+            self._pairs.transact(lambda: self._add(last, allow_update=allow_update))
 
     @override
     async def async_add_documents(

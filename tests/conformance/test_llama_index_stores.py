@@ -470,6 +470,8 @@ class DocumentStoreSuite:
         assert store.get_ref_doc_info("e").node_ids == ["b"]
         store.delete_ref_doc("d")
         assert set(store.docs) == {"b", "c"}
+        store.add_documents([chunk("f", "g"), chunk("f", "h")])
+        assert (store.get_ref_doc_info("g"), store.get_ref_doc_info("h").node_ids) == (None, ["f"])
 
     def test_hashes(self, store: Any) -> None:
         store.set_document_hash("a", "1")
@@ -529,8 +531,8 @@ class DocumentStoreSuite:
         check()
 
 
-def known(store: Any) -> dict[str, list[str]]:
-    return {name: sorted(one.node_ids) for name, one in (store.get_all_ref_doc_info() or {}).items()}
+def known(store: Any) -> dict[str, Any]:
+    return {name: (sorted(one.node_ids), one.metadata) for name, one in (store.get_all_ref_doc_info() or {}).items()}
 
 
 class TestDocumentStore(DocumentStoreSuite):

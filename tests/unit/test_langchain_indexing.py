@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import random
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -232,32 +230,3 @@ def test_a_document_index_retrieves(db: agentdb.Database) -> None:
         assert made.invoke("text 3", filter={"source": "t"}, k=1)[0].id == "3"
         assert asyncio.run(made.ainvoke("text 2")) == made.invoke("text 2")
         assert made.delete(["1", "none", "1"]) == {"num_deleted": 1, "succeeded": ["1"], "num_failed": 0, "failed": []}
-
-
-RUN = """
-import sys
-from langchain_core.documents import Document
-from langchain_core.embeddings import DeterministicFakeEmbedding
-from langchain_core.indexing import index
-from langchain_agentdb import AgentDBRecordManager, AgentDBVectorStore
-path, source = sys.argv[1:]
-with AgentDBVectorStore(DeterministicFakeEmbedding(size=8), path) as store, AgentDBRecordManager(path, namespace="n") as records:
-    for generation in range(3):
-        found = [Document(f"{generation} {i}", metadata={"source": source}) for i in range(5)]
-        index(found, records, store, cleanup="incremental", source_id_key="source", key_encoder="blake2b")
-"""
-
-
-def test_several_processes_index_side_by_side(db_path: Path) -> None:
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", RUN, str(db_path), source], stderr=subprocess.PIPE, text=True
-        )
-        for source in ("a", "b")
-    ]
-    for worker in workers:
-        _, said = worker.communicate(timeout=240)
-        assert worker.returncode == 0, said
-    with AgentDBVectorStore(EMBEDDING, db_path) as store, AgentDBRecordManager(db_path, namespace="n") as records:
-        assert texts_of(store) == [f"{source}/2 {i}" for source in "ab" for i in range(5)]
-        assert len(records.list_keys()) == 10

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import datetime as dt
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -514,47 +512,6 @@ def test_chains_with_a_history(db_path: Path) -> None:
         for who, numbers in (("ann", (0, 2)), ("bob", (1, 3))):
             said = [one.content for one in AgentDBChatMessageHistory(db, session_id=who).messages]
             assert said == [x for i in numbers for x in (f"I am {who}", f"answer {i}")]
-
-
-ADDER = """
-import sys
-from langchain_core.messages import HumanMessage
-from langchain_agentdb import AgentDBChatMessageHistory
-path, name = sys.argv[1:]
-with AgentDBChatMessageHistory(path, session_id="shared") as history:
-    for i in range(25):
-        history.add_messages([HumanMessage(f"{name} {i} {part}") for part in "ab"])
-"""
-
-
-def test_nothing_is_lost_when_several_processes_and_threads_talk(db_path: Path) -> None:
-    with agentdb.open(db_path) as db:
-        workers = [
-            subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", ADDER, str(db_path), name], stderr=subprocess.PIPE, text=True
-            )
-            for name in ("one", "two")
-        ]
-
-        def talk(name: str) -> None:
-            history = AgentDBChatMessageHistory(db, session_id="shared")
-            for i in range(25):
-                history.add_messages([HumanMessage(f"{name} {i} {part}") for part in "ab"])
-
-        threads = [threading.Thread(target=talk, args=(name,)) for name in ("three", "four")]
-        for one in threads:
-            one.start()
-        for one in threads:
-            one.join()
-        for worker in workers:
-            _, said = worker.communicate(timeout=240)
-            assert worker.returncode == 0, said
-        said = [str(one.content).split() for one in AgentDBChatMessageHistory(db, session_id="shared").messages]
-    assert len(said) == 200
-    assert [one[:2] for one in said[::2]] == [one[:2] for one in said[1::2]], "those of one call stay together"
-    for name in ("one", "two", "three", "four"):
-        mine = [one[1:] for one in said if one[0] == name]
-        assert mine == [[str(i), part] for i in range(25) for part in "ab"]
 
 
 def test_history_is_the_same_when_awaited_and_blocks_no_loop(db_path: Path) -> None:

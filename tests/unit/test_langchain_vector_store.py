@@ -1,11 +1,9 @@
-"""The vector store beyond LangChain's own tests: ids, metadata, metrics, modes, threads, processes, failures."""
+"""The vector store beyond LangChain's own tests: ids, metadata, metrics, modes, threads, failures."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -330,7 +328,7 @@ def test_vectors_of_two_embedders_never_meet(db_path: Path) -> None:
             other.similarity_search("Ann")
 
 
-# --- transactions, handles, processes -------------------------------------------------------------------------------------
+# --- transactions and handles ---------------------------------------------------------------------------------------------
 
 
 def test_it_joins_a_transaction_and_survives_its_end(db_path: Path) -> None:
@@ -404,44 +402,6 @@ def test_it_is_closed_for_good_and_leaves_a_given_database_open(db_path: Path) -
         assert names(two.get_by_ids(["a", "b"])) == ["a", "b"]
     with pytest.raises(TypeError, match="db_or_path"):
         AgentDBVectorStore.from_texts(["a"], Numbered())
-
-
-ADDER = """
-import sys
-from zlib import crc32
-import numpy as np
-from langchain_core.embeddings import Embeddings
-from langchain_agentdb import AgentDBVectorStore
-
-class Numbered(Embeddings):
-    def embed_documents(self, texts):
-        return [self.embed_query(one) for one in texts]
-    def embed_query(self, text):
-        return np.random.default_rng(crc32(text.encode())).normal(size=8).tolist()
-
-path, name = sys.argv[1:]
-with AgentDBVectorStore(Numbered(), path) as store:
-    for i in range(20):
-        text = f"{name} {i}"
-        store.add_texts([text, "shared"], [{"by": name, "i": i}, {"by": name}], ids=[text, "shared"])
-        assert store.similarity_search(text, k=1, filter={"by": name})[0].id == text
-"""
-
-
-def test_several_processes_share_one_store(store: AgentDBVectorStore, db_path: Path) -> None:
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", ADDER, str(db_path), name], stderr=subprocess.PIPE, text=True
-        )
-        for name in ("one", "two", "three")
-    ]
-    for worker in workers:
-        _, said = worker.communicate(timeout=240)
-        assert worker.returncode == 0, said
-    assert len(store.similarity_search("x", k=100)) == 61
-    for name in ("one", "two", "three"):
-        found = store.similarity_search("x", k=100, filter={"by": name, "i": {"$gte": 10}})
-        assert {one.metadata["i"] for one in found} == set(range(10, 20))
 
 
 # --- async ----------------------------------------------------------------------------------------------------------------

@@ -92,10 +92,9 @@ def state(path):
 if __name__ == "__main__":
     if sys.argv[1] == "fill":
         fill(sys.argv[2])
-    elif sys.argv[1] == "state":
-        print(state(sys.argv[2]))
     else:
         keep_up(sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+        print("state", state(sys.argv[2]))
 """
 
 
@@ -120,34 +119,33 @@ def killable(tmp_path_factory: pytest.TempPathFactory) -> Killable:
 
 
 @pytest.fixture(scope="module")
-def whole(killable: Killable) -> tuple[list[str], list[str]]:
+def whole(killable: Killable) -> tuple[list[str], str]:
     """What upkeep prints, and how it ends, when nobody kills it."""
     killable.run("fill", killable.folder / "start")
     shutil.copytree(killable.folder / "start", killable.folder / "whole")
     printed = killable.run("keep", killable.folder / "whole", 0, 0)
-    return printed, killable.run("state", killable.folder / "whole")
+    return printed[:-1], printed[-1]
 
 
 def phases(printed: list[str]) -> list[str]:
     return [line.removeprefix("phase ") for line in printed if line.startswith("phase ")]
 
 
-def kill(killable: Killable, at: int) -> list[str]:
+def kill(killable: Killable, at: int) -> str:
     """Kill upkeep at its n-th write, let another process end it, and return how it ends."""
     path = killable.folder / f"killed-{at}"
     shutil.copytree(killable.folder / "start", path)
     printed = killable.run("keep", path, 0, at, killed=True)
     assert printed[-1] == f"write {at}"
-    killable.run("keep", path, len(phases(printed)) - 1, 0)
-    ended = killable.run("state", path)
+    ended = killable.run("keep", path, len(phases(printed)) - 1, 0)[-1]
     shutil.rmtree(path)
     return ended
 
 
-def test_upkeep_does_everything_there_is(whole: tuple[list[str], list[str]]) -> None:
-    printed, (state,) = whole
+def test_upkeep_does_everything_there_is(whole: tuple[list[str], str]) -> None:
+    printed, state = whole
     assert phases(printed) == ["consolidate", "settle facts", "compress", "archive", "purge"]
-    found: list[Any] = eval(state)
+    found: list[Any] = eval(state.removeprefix("state "))
     assert {one[3] for one in found} == {None, "summary", "fact"}
     assert any("purged" in one[6] for one in found), "a summary outlives its sources"
     assert any(one[5] != "None" for one in found), "a contradiction closed an interval"
@@ -165,7 +163,7 @@ def writes_of(printed: list[str]) -> dict[str, list[int]]:
     return found
 
 
-def test_a_kill_in_each_kind_of_step_changes_nothing(killable: Killable, whole: tuple[list[str], list[str]]) -> None:
+def test_a_kill_in_each_kind_of_step_changes_nothing(killable: Killable, whole: tuple[list[str], str]) -> None:
     printed, expected = whole
     for phase, writes in writes_of(printed).items():
         if phase in ("consolidate", "compress", "purge"):
@@ -173,7 +171,7 @@ def test_a_kill_in_each_kind_of_step_changes_nothing(killable: Killable, whole: 
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_write_changes_nothing(killable: Killable, whole: tuple[list[str], list[str]]) -> None:
+def test_a_kill_at_any_write_changes_nothing(killable: Killable, whole: tuple[list[str], str]) -> None:
     printed, expected = whole
     for at in (one for writes in writes_of(printed).values() for one in writes):
         assert kill(killable, at) == expected, at

@@ -332,6 +332,27 @@ never closed
             assert ours == expected, text
 
 
+class TestNotebooks:
+    def test_cells_are_read_as_what_they_are(self):
+        cells = [
+            {"cell_type": "markdown", "source": ["# Title\n", "\n", "Words.\n", "\n", "- a\n", "- b"]},
+            {"cell_type": "code", "source": ["x = 1\n", "\n", "y = 2"], "outputs": [{"text": ["not this"]}]},
+            {"cell_type": "raw", "source": "nor this"},
+            {"cell_type": "markdown", "source": "## Next\ntext"},
+        ]
+        notebook = {"cells": cells, "metadata": {"kernelspec": {"language": "Julia"}}, "nbformat": 4}
+        document = parse(json.dumps(notebook).encode(), name="a.ipynb")
+        assert document.title == "Title"
+        assert [kind for kind, _ in kinds(document)] == ["heading", "paragraph", "list", "code", "heading", "paragraph"]
+        assert kinds(document)[3] == ("code", "x = 1\n\ny = 2")
+        assert document.blocks[3].language == "julia"
+        assert document.heading_path(len(document.text) - 1) == ("Title", "Next")
+
+    @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"cells": [1]}', b'{"cells": 3}', b"[" * 100_000])
+    def test_what_is_none_is_refused(self, data):
+        assert reason(data, name="a.ipynb") == "broken"
+
+
 PAGE = """<!doctype html><html lang=en><head><title>My &amp; page</title><meta name=author content=Ann>
 <script>var x = "<h1>no</h1>"</script></head><body><nav><a href=/>Home</a></nav>
 <h1>Top</h1><p>Hello

@@ -21,6 +21,7 @@ DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 PPTX = "application/vnd.openxmlformats-officedocument.presentationml.presentation"
 XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 EPUB = "application/epub+zip"
+NOTEBOOK = "application/x-ipynb+json"
 OLE = "application/x-ole-storage"
 
 CODE_LANGUAGES = {
@@ -90,8 +91,9 @@ _TYPE_OF_ENDING = {
     **dict.fromkeys(("html", "htm", "xhtml", "xht"), "text/html"),
     "csv": "text/csv",
     **dict.fromkeys(("tsv", "tab"), "text/tab-separated-values"),
-    **dict.fromkeys(("json", "geojson", "ipynb", "webmanifest"), "application/json"),
+    **dict.fromkeys(("json", "geojson", "webmanifest"), "application/json"),
     **dict.fromkeys(("jsonl", "ndjson"), "application/x-ndjson"),
+    "ipynb": NOTEBOOK,
     "pdf": "application/pdf",
     **dict.fromkeys(("docx", "docm", "dotx"), DOCX),
     **dict.fromkeys(("pptx", "pptm", "potx", "ppsx"), PPTX),

@@ -6,13 +6,23 @@ blocks go. Quotations and raw HTML count as paragraphs.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
-from agentdb.rag.parsing.model import Block, BlockKind, ParsedDocument, ParseLimits, heading_text
+from agentdb.rag.parsing.detect import NOTEBOOK
+from agentdb.rag.parsing.model import (
+    Block,
+    BlockKind,
+    DocumentError,
+    ParsedDocument,
+    ParseLimits,
+    TextBuilder,
+    heading_text,
+)
 from agentdb.rag.parsing.text import decode
 
-__all__ = ["markdown_blocks", "parse_markdown"]
+__all__ = ["markdown_blocks", "parse_markdown", "parse_notebook"]
 
 _LINE = re.compile(r"[^\n]*\n|[^\n]+\Z")
 _ATX = re.compile(r" {0,3}(#{1,6})(?:[ \t]|$)")
@@ -45,6 +55,33 @@ def parse_markdown(data: bytes, limits: ParseLimits) -> ParsedDocument:
         metadata={"encoding": encoding},
         warnings=tuple(warnings),
     )
+
+
+def parse_notebook(data: bytes, limits: ParseLimits) -> ParsedDocument:
+    """Return the cells of a Jupyter notebook: Markdown by its blocks, code as code; outputs are left out.
+
+    Raises:
+        DocumentError: it is not a notebook of format 4.
+    """
+    written, encoding, warnings = decode(data, limits)
+    try:
+        notebook = json.loads(written)
+        language = notebook.get("metadata", {}).get("kernelspec", {}).get("language", "python")
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise DocumentError("the file is not a notebook of format 4", reason="broken") from None
+    builder = TextBuilder(limits)
+    builder.warnings += warnings
+    for kind, source in cells:
+        if kind == "code":
+            builder.add("code", source, language=str(language).lower())
+        elif kind == "markdown":
+            for block in markdown_blocks(source):
+                part = source[block.start : block.end]
+                builder.add(block.kind, part, level=block.level, language=block.language)
+    first = next((block for block in builder.blocks if block.kind == "heading" and block.level == 1), None)
+    title = heading_text(builder.text_of(first)) if first else None
+    return builder.build(NOTEBOOK, title, {"encoding": encoding, "language": str(language).lower()})
 
 
 def markdown_blocks(text: str) -> Iterator[Block]:

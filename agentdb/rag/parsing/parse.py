@@ -10,7 +10,7 @@ from agentdb.rag.parsing import detect, text
 from agentdb.rag.parsing.epub import parse_epub
 from agentdb.rag.parsing.html import parse_html
 from agentdb.rag.parsing.isolated import can_isolate, needs_isolation, parse_isolated
-from agentdb.rag.parsing.markdown import parse_markdown
+from agentdb.rag.parsing.markdown import parse_markdown, parse_notebook
 from agentdb.rag.parsing.model import DocumentError, EmbeddedImage, ParsedDocument, ParseLimits, Parser
 from agentdb.rag.parsing.office import parse_docx, parse_pptx, parse_xlsx
 from agentdb.rag.parsing.pdf import parse_pdf
@@ -94,6 +94,8 @@ def _read(data: bytes, media_type: str, limits: ParseLimits) -> ParsedDocument:
         return parse_markdown(data, limits)
     if media_type in ("text/csv", "text/tab-separated-values"):
         return text.parse_table(data, limits, media_type)
+    if media_type == detect.NOTEBOOK:
+        return parse_notebook(data, limits)
     if media_type == "application/json":
         return text.parse_json(data, limits)
     if media_type == "application/x-ndjson":

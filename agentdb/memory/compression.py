@@ -14,7 +14,7 @@ from agentdb.memory.resident import FOREVER, NEVER, AgentRows
 from agentdb.memory.similarity import leaders
 from agentdb.types import Row
 
-__all__ = ["clusters_of", "compressed_into", "summary_of"]
+__all__ = ["clusters_of", "compressed_into", "is_still_due", "summary_of"]
 
 _WINDOW = 2_048
 """Episodes that are compared with each other at once, oldest first."""
@@ -78,13 +78,23 @@ def _unused(
     ids: list[str], uses_of: Callable[[list[str]], Sequence[Row | None]], rule: CompressionRule, now: datetime
 ) -> Any:
     """Return `[n]`: which memories were used seldom, and not lately."""
+    return np.fromiter((_is_unused(one, rule, now) for one in uses_of(ids)), np.bool_, len(ids))
 
-    def is_unused(use: Row | None) -> bool:
-        if use is None:
-            return True  # written, never used
-        return bool(use["uses"] <= rule.most_uses and (now - use["last_used_at"]).total_seconds() >= rule.after_s)
 
-    return np.fromiter((is_unused(one) for one in uses_of(ids)), np.bool_, len(ids))
+def _is_unused(use: Row | None, rule: CompressionRule, now: datetime) -> bool:
+    if use is None:
+        return True  # written, never used
+    return bool(use["uses"] <= rule.most_uses and (now - use["last_used_at"]).total_seconds() >= rule.after_s)
+
+
+def is_still_due(row: Row, use: Row | None, rule: CompressionRule, now: datetime) -> bool:
+    """Whether a memory of a cluster, read again, is still one that `clusters_of` chooses."""
+    return (
+        (row["status"], row["tier"], row["memory_type"]) == ("active", "long_term", "episodic")
+        and all(row[name] is None for name in ("valid_from", "valid_to", "retracted_at", "origin"))
+        and row["importance"] < rule.importance_below
+        and _is_unused(use, rule, now)
+    )
 
 
 def summary_of(sources: Sequence[Row], text: str) -> MemoryWrite:

@@ -19,6 +19,8 @@ from agentdb.vectors.analysis import analyze
 __all__ = ["ExtractiveSummariser"]
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\w\"'(\[])|\n+")
+_MOST_SENTENCES, _MOST_CHARS = 20, 600
+"""Of a memory so many sentences are looked at, and of a sentence so many characters are kept: a document is no episode."""
 _DAMPING = 0.85
 _ROUNDS = 50
 
@@ -67,8 +69,9 @@ class ExtractiveSummariser:
 
 
 def sentences_of(text: str) -> list[str]:
-    """Return the sentences of a text, at least one of a text that is not blank."""
-    return [part for one in _SENTENCE.split(text) if (part := one.strip())]
+    """Return the first sentences of a text, at least one of a text that is not blank."""
+    parts = [part for one in _SENTENCE.split(text) if (part := one.strip())][:_MOST_SENTENCES]
+    return [part if len(part) <= _MOST_CHARS else part[: _MOST_CHARS - 1] + "…" for part in parts]
 
 
 def _similarities(terms: Sequence[Sequence[str]]) -> npt.NDArray[np.float64]:

@@ -16,7 +16,7 @@ from datetime import datetime
 
 from agentdb.errors import AgentDBError, ClosedError
 from agentdb.filters import And, In
-from agentdb.memory.compression import clusters_of, compressed_into, summary_of
+from agentdb.memory.compression import clusters_of, compressed_into, is_still_due, summary_of
 from agentdb.memory.core import MemoryCore
 from agentdb.memory.embedding import AT_RECALL, MemoryEmbedding
 from agentdb.memory.erasure import Eraser
@@ -32,7 +32,7 @@ from agentdb.memory.maintenance import (
 )
 from agentdb.memory.policies import ContradictionRule
 from agentdb.memory.ports import FactExtractor, Statement
-from agentdb.memory.records import MAX_CONTENT_CHARS, MemoryWrite
+from agentdb.memory.records import MemoryWrite, content_text
 from agentdb.memory.resident import AgentRows
 from agentdb.memory.rows import equals, plain, statement_of
 from agentdb.memory.summaries import ExtractiveSummariser
@@ -45,8 +45,8 @@ log = logging.getLogger("agentdb.memory")
 
 _VAIN_STEPS = 32
 """Steps in a row that others may undo by changing what they rest on, before upkeep lets them have their way."""
-_EXTRACTED_ROWS = 8
-"""Memories that one step consolidates where each costs a call of an extractor."""
+_MODEL_ROWS = 8
+"""Memories that one step consolidates where each costs calls of plug-ins."""
 _CLUSTERS = 16
 """Clusters that are looked for at once; each is written by itself."""
 _BACKGROUND_ROWS = 32
@@ -166,7 +166,8 @@ class Upkeep:
             return [], True  # nothing can be compared: short-term memory waits
         core, policies, extractor = self._core, self._core.policies, self._core.policies.extractor
         self._embedding.embed_waiting(run.rows, min(AT_RECALL, 4 * run.step_rows))
-        now, limit = core.now(), run.size if extractor is None else min(run.size, _EXTRACTED_ROWS)
+        is_fast = extractor is None and isinstance(policies.contradiction, ContradictionRule)
+        now, limit = core.now(), run.size if is_fast else min(run.size, _MODEL_ROWS)
         with core.engine.snapshot(), run.rows.lock:
             if not run.rows.advance():
                 return [], False
@@ -232,7 +233,8 @@ class Upkeep:
             if not run.rows.advance():
                 return [], False
             uses_of = core.tables.uses.get_many
-            clusters, is_all = clusters_of(run.rows, uses_of, core.policies, now, _CLUSTERS)
+            many = _CLUSTERS if isinstance(core.policies.summariser, ExtractiveSummariser) else 1
+            clusters, is_all = clusters_of(run.rows, uses_of, core.policies, now, many)
         done: list[MemoryChange] = []
         for ids in clusters:
             fitting = ids[: run.left - len(done) - 1]  # one change is the summary's own
@@ -245,12 +247,15 @@ class Upkeep:
         return done, is_all or not done
 
     def _compress_cluster(self, run: _Run, ids: Sequence[str]) -> list[MemoryChange]:
-        core = self._core
+        core, rule = self._core, self._core.policies.compression
+        now = core.now()
         with core.engine.snapshot():
             rows = [row for row in core.tables.memories.get_many(ids) if row is not None]
             uses = core.tables.uses.get_many(ids)
-        if len(rows) < len(ids) or any(row["status"] != "active" for row in rows):
+        if rule is None or len(rows) < len(ids):
             return []
+        if not all(is_still_due(row, use, rule, now) for row, use in zip(rows, uses, strict=True)):
+            return []  # somebody needed one of them since the cluster was found
         text = self._summary(run, [statement_of(row) for row in rows])
         summary = self._writer.derive(summary_of(rows, text), "summary", ids)
         plan = Plan(seen={row["id"]: row for row in rows}, uses=dict(zip(ids, uses, strict=True)))
@@ -457,13 +462,14 @@ def _checked_reason(reason: object) -> str | None:
 def _checked_facts(facts: object) -> list[str]:
     if isinstance(facts, str) or not isinstance(facts, Iterable):
         raise TypeError("no list of facts")
-    found = list(facts)
-    if not all(isinstance(one, str) and len(one) <= MAX_CONTENT_CHARS for one in found):
-        raise ValueError("a fact that is no text")
-    return [one for one in found if one.strip()]
+    found = [one for one in facts if not isinstance(one, str) or one.strip()]
+    for one in found:
+        if content_text(one)[1] is not None:
+            raise ValueError("a fact that is no text")
+    return found
 
 
 def _checked_summary(summary: object, size: int) -> str:
     if not isinstance(summary, str) or not summary.strip() or len(summary) > size:
         raise ValueError("no summary: empty, or longer than what it sums up")
-    return summary.strip()
+    return content_text(summary.strip())[0]

@@ -153,21 +153,24 @@ def test_a_limit_cuts_between_summaries(memories: AgentMemories, clock: Clock) -
 
 
 def test_a_use_meanwhile_voids_the_plan(memories: AgentMemories, clock: Clock) -> None:
+    memories.policies = MemoryPolicies(retention=NEVER_ARCHIVED, compression=CompressionRule(most_uses=99))
     garden = remember(memories, "garden", 4)
     clock.now += DAY
     memories.maintain()
     clock.now += 60 * DAY
-    upkeep = memories._upkeep
-    apply = upkeep._apply
+    upkeep: Any = memories._upkeep
+    for step in ("_apply", "_compress_cluster", "_summary"):
+        real = getattr(upkeep, step)
 
-    def late(plan: Any) -> Any:
-        memories.recall("garden", agent_id="a")
-        return apply(plan)
+        def late(*arguments: Any, real: Any = real) -> Any:
+            memories.recall("garden", agent_id="a")
+            return real(*arguments)
 
-    upkeep._apply = late  # type: ignore[method-assign]
-    assert memories.maintain().changes == ()
-    del upkeep._apply
-    assert {memories.require(one).status for one in garden} == {"active"}
+        setattr(upkeep, step, late)
+        assert memories.maintain().changes == (), step
+        delattr(upkeep, step)
+        assert {memories.require(one).status for one in garden} == {"active"}
+        clock.now += 60 * DAY
 
 
 def test_erasing_a_source_erases_the_summary_and_brings_the_others_back(
@@ -233,6 +236,11 @@ def test_any_text_has_a_summary(texts: list[str]) -> None:
     summary = ExtractiveSummariser().summarise([Statement(one) for one in texts])
     assert summary.strip()
     assert len(summary) <= sum(len(one) for one in texts)
+
+
+def test_a_summary_of_documents_stays_small() -> None:
+    documents = [Statement("word " * 100_000), Statement("One is here. Two are there.\n" * 20_000)]
+    assert len(ExtractiveSummariser().summarise(documents)) < 8 * 700
 
 
 def test_neighbours_are_those_of_a_loop_over_all_pairs() -> None:

@@ -169,6 +169,7 @@ BROKEN: dict[str, Any] = {
     "raises": ConnectionError("secret key sk-123"),
     "empty": "   ",
     "nonsense": "word " * 400,
+    "unstorable": "\ud800",
 }
 
 

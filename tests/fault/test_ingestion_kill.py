@@ -14,7 +14,7 @@ from support.ingester import QUIET, Slow
 import agentdb
 from agentdb import field
 
-FILES = 60
+FILES = 50
 
 
 def write(root: Path, number: int, version: int) -> None:
@@ -62,7 +62,7 @@ def test_an_ingest_survives_kills(db_path: Path, tmp_path: Path) -> None:
             )
             assert worker.stdout is not None
             assert worker.stdout.readline() == "ready\n"
-            time.sleep(rng.random() * 0.06 * (1 + attempt))
+            time.sleep(rng.random() * 0.1 * (1 + attempt))
             worker.kill()
             said = worker.stdout.read()
             worker.stdout.close()
@@ -81,7 +81,7 @@ def test_an_ingest_survives_kills(db_path: Path, tmp_path: Path) -> None:
             kills += 1
         assert texts == {str(one): one.read_text() for one in root.iterdir()}
     assert kills >= 3
-    assert goes_on >= 3, "no ingest had anything to go on with"
+    assert goes_on >= 2, "no ingest had anything to go on with"
     with agentdb.open(db_path, config=QUIET, embedder=Slow()) as db:
         db.optimize()
         assert db.verify().ok

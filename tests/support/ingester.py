@@ -17,10 +17,10 @@ QUIET = Config(maintenance=False, bulk_rows=64, bulk_bytes=1)
 
 
 class Slow(HashingEmbedder):
-    """Takes a millisecond for each text."""
+    """Takes four milliseconds for each text."""
 
     def embed(self, texts: Sequence[str], kind: str = "document") -> np.ndarray:
-        time.sleep(0.001 * len(texts))
+        time.sleep(0.004 * len(texts))
         return super().embed(texts, kind)  # type: ignore[arg-type]
 
 

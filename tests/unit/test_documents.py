@@ -135,6 +135,17 @@ def test_a_folder(db: agentdb.Database, folder: Path) -> None:
     check(db)
 
 
+def test_a_citation_is_a_stretch_of_the_file(db: agentdb.Database, folder: Path) -> None:
+    db.documents.ingest(folder)
+    for query in ("Flut und Wasser", "lighthouse lamp", "captain"):
+        for one in db.documents.search(query, 5, expand_neighbors=1):
+            whole = Path(one.source).read_bytes().decode()  # with its line ends and all
+            assert whole[one.start : one.end] == one.text
+            assert whole[slice(*one.matched)] in one.text
+        for cited in db.documents.context(query, token_budget=90).citations:
+            assert Path(cited.source).read_bytes().decode()[cited.start : cited.end] == cited.text
+
+
 def test_everything_else(db: agentdb.Database, folder: Path) -> None:
     given = [
         folder / "guide.md",

@@ -51,5 +51,14 @@ class TestOperatorsAtRest(OperatorSuite):
 
 
 @pytest.mark.slow
+class TestOperatorsOnPromotedKeys(TestOperatorsAtRest):
+    """On a key that has a column of its own, for the numbers under it."""
+
+    def settle(self, store: Any) -> None:
+        store.client.collection("llama_index").promote("k", float)
+        super().settle(store)
+
+
+@pytest.mark.slow
 class TestFiltersAtRest(TestOperatorsAtRest, FilterSuite):
     """All filters, on nodes that lie in Lance."""

@@ -28,6 +28,8 @@ MESSAGES = TableSchema(
         pa.field("message", pa.large_binary(), nullable=False),
     ],
     key=("chat", "number"),
+    # So that the active ones of a chat are found without a look into thousands of archived ones.
+    indexed="status",
 )
 CHATS = TableSchema(
     "_llama_index_chats",

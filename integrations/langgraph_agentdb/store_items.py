@@ -18,6 +18,7 @@ finds the number unchanged need not look at the items. Large scopes are searched
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -102,6 +103,9 @@ _RESIDENT_ITEMS = 2_048
 _RESIDENT_NAMESPACES = 64
 _RESIDENT_SHARE = 4
 """Items in memory take one part in so many of ``Config.resident_bytes`` at most."""
+_EXACT_SHARE = 2
+"""Vectors that take at most one part in so many of ``Config.resident_bytes`` are never searched by an approximate index."""
+_SIZED_S = 60.0
 _SCOPES = 4_096
 _REMEMBERED = 8
 """Filters whose answers are remembered for a namespace until it changes."""
@@ -348,6 +352,9 @@ class Items:
         self._namespaces: Table = db.table(NAMESPACES)
         self._collection: Collection | None = None if dims is None else db.collection(VECTORS, dimension=dims)
         self._resident = _Resident(db.config.resident_bytes // _RESIDENT_SHARE)
+        self._dims = dims or 0
+        self._sized = (0.0, 0)
+        """Until when the number of vectors counts as known, and what it is."""
 
     def now(self) -> datetime:
         """Return the database's time."""
@@ -547,7 +554,7 @@ class Items:
         if request.prefix:
             where.insert(0, field("metadata", _level(request.prefix.count("."))) == request.prefix)
         wanted = request.wanted + len(expired)
-        depth = 2 * wanted
+        depth, is_exact = 2 * wanted, self._fits_memory()
         while True:
             hits = self._vectors.search(
                 Query(text=request.query, vector=None if mode == "text" else request.vector),
@@ -555,6 +562,7 @@ class Items:
                 filter=And(*where) if where else None,
                 mode=mode,
                 include=("metadata",),
+                exact=is_exact,
             )
             best: dict[ItemKey, float] = {}
             for hit in hits:
@@ -569,6 +577,14 @@ class Items:
                     chosen = passed if condition.is_exact else passed[request.offset : request.wanted]
                     return [Scored(one, best[one.at]) for one in chosen]
             depth *= 4
+
+    def _fits_memory(self) -> bool:
+        """Whether all vectors do: then they are compared exactly, which takes no longer than a good index."""
+        until, count = self._sized
+        if time.monotonic() >= until:
+            count = self._vectors.count()
+            self._sized = time.monotonic() + _SIZED_S, count
+        return count * 4 * self._dims <= self.db.config.resident_bytes // _EXACT_SHARE
 
     # --- writing ------------------------------------------------------------------------------------------------------
 

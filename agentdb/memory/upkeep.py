@@ -417,7 +417,7 @@ class BackgroundUpkeep:
         assert self._current is not None
         run, steps = self._current
         done = next(steps, None)
-        if done is None and run.is_complete:
+        if done is None and run.is_complete and run.rows.has_embedder:  # another process may have one, and more to do
             self._core.tables.upkeep.put({"agent_id": run.agent_id, "kept_at": run.began_at})
         with self._mutex:
             self._changes += done or ()

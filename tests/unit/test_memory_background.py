@@ -128,6 +128,27 @@ def test_no_embedder_is_loaded_for_it(db_path: Path, clock: Clock, monkeypatch: 
         assert tiers(db, "a") == {"short_term"}
 
 
+def test_a_process_without_an_embedder_leaves_the_rest_to_others(
+    db_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> Any:
+        raise agentdb.MissingDependencyError("none")
+
+    config = Config(clock=clock, maintenance=False)
+    monkeypatch.setattr("agentdb.database.load_embedder", none)
+    with agentdb.open(db_path, config=config) as db:
+        faded = db.memories.remember("one", agent_id="a", importance=0.1)
+        kept = db.memories.remember("two", agent_id="a", importance=0.9)
+        clock.now += 60 * DAY
+        run(db)
+        assert db.memories.require(faded.id).status == "archived"
+        assert db.memories.require(kept.id).tier == "short_term"
+    with agentdb.open(db_path, config=config, embedder=HashingEmbedder(32)) as db:
+        db.memories.recall("two", agent_id="a", reinforce=False)
+        run(db)
+        assert db.memories.require(kept.id).tier == "long_term"
+
+
 def test_a_step_ends_at_the_deadline_and_the_next_goes_on(db: agentdb.Database, clock: Clock) -> None:
     db.memories.remember_many(MemoryWrite(content=f"number {i} is {i * i}", agent_id="a") for i in range(300))
     clock.now += DAY

@@ -1,6 +1,6 @@
 """LlamaIndex over a folder: changed files are indexed anew, search is by meaning and words, and every answer can be opened.
 
-Needs ``pip install 'agentdb-lance[llama-index,local]'``. Nothing here asks the network: the language model is a stand-in that
+Needs ``pip install 'agentdb-lance[llama-index]'``. Nothing here asks the network: the language model is a stand-in that
 copies a sentence from its sources.
 """
 
@@ -51,7 +51,8 @@ def main(root: Path) -> None:
     for name, text in FILES.items():
         (folder / name).write_text(text)
 
-    with agentdb.open(root / "agent.db") as db:
+    # Deterministic and offline, so that this program always says the same. Without embedder=... a small model is loaded.
+    with agentdb.open(root / "agent.db", embedder=agentdb.load_embedder("hashing")) as db:
         embed_model = AgentDBEmbedding(db.embedder)
         vector_store = AgentDBVectorStore(db, collection="manuals")
         # Nodes and documents lie in one database: what is indexed, and what it was made of.

@@ -2,7 +2,7 @@
 
 ==========================  =========================================================================================
 ``AgentDBVectorStore``      nodes with embeddings: all filters, by vector, words or both; sync and async
-``AgentDBRetriever``        nodes of any collection, by meaning, words or both
+``AgentDBRetriever``        nodes of any collection, or passages of ingested documents, by meaning, words or both
 ``AgentDBMemoryRetriever``  what an agent remembers, as nodes
 ``AgentDBRerank``           orders what a retriever found by a reranker
 ``AgentDBEmbedding``        the embedders of AgentDB as an embedding model

@@ -72,7 +72,7 @@ def main(root: Path) -> None:
         (folder / "lamp.txt").write_text(FILES["lamp.txt"] + " A full charge takes four hours.")
         print("one file changed:", index_folder())
 
-        # By meaning alone "E7" is two letters among many; words find it, and together they find the right one.
+        # "E7" is in two files, and so is its meaning: words and vectors together tell them apart most clearly.
         index = VectorStoreIndex.from_vector_store(vector_store, embed_model=embed_model)
         question = "What does error E7 of the radio mean?"
         for mode in ("default", "text_search", "hybrid"):
@@ -80,10 +80,10 @@ def main(root: Path) -> None:
             print(f"{mode:>12}:", [(one.metadata["file_name"], round(one.score, 2)) for one in found])
 
         # Filters are exact, whatever is in a value.
-        only_kettle = MetadataFilters(
+        not_the_radio = MetadataFilters(
             filters=[MetadataFilter(key="file_name", value="radio.txt", operator=FilterOperator.NE)]
         )
-        found = index.as_retriever(vector_store_query_mode="hybrid", filters=only_kettle, similarity_top_k=1)
+        found = index.as_retriever(vector_store_query_mode="hybrid", filters=not_the_radio, similarity_top_k=1)
         print("not the radio:", found.retrieve(question)[0].metadata["file_name"])
 
         # An answer with citations: numbers lead to nodes, nodes to files.

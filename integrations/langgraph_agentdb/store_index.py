@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from langchain_core.embeddings import Embeddings
-from langgraph.store.base import IndexConfig, ensure_embeddings, get_text_at_path, tokenize_path
+from langgraph.store.base import ensure_embeddings, get_text_at_path, tokenize_path
 
 from agentdb import Embedder, InvalidInputError, embed_texts, load_embedder
 
@@ -19,13 +19,19 @@ Vectors = npt.NDArray[np.float32]
 Paths = Sequence[tuple[str, str | list[str]]]
 
 
-class StoreIndexConfig(IndexConfig, total=False):
+class StoreIndexConfig(TypedDict, total=False):
     """LangGraph's ``IndexConfig``, and how a search with a query ranks.
 
     Attributes:
+        dims: the dimension of vectors.
+        embed: makes them; see `AgentDBStore`.
+        fields: paths of the texts that are embedded.
         mode: ``"vector"`` (default): by the cosine of query and text. ``"hybrid"``: by meaning and by words (BM25), fused.
     """
 
+    dims: int
+    embed: Any
+    fields: list[str] | None
     mode: Literal["vector", "hybrid"]
 
 

@@ -307,7 +307,7 @@ class Documents:
     ) -> ErasureReceipt:
         """Delete documents so that no file of the database holds them: no text, chunk, vector, term, index, old version or log.
 
-        Takes what `delete` takes.
+        Takes what `delete` takes. Nothing stays either of what was deleted or replaced before.
 
         Returns:
             The receipt of the documents themselves. Outside a transaction it is ``complete``, unless a reader still has an older
@@ -324,11 +324,12 @@ class Documents:
             raise NotFoundError("this database holds no documents")
         with self._engine.transaction():
             rows = self._doomed(tables, name, ids, filter)
-            gone = builtins.list(row_ids(rows))
-            if gone:
-                self._require(name).erase(gone)
-            pictures = [(name, row["id"], number) for row in rows for number in range(row["images"])]
-            if pictures:
+            # All tables, whatever is left in them now: they may hold more of older versions, or of what was only deleted.
+            chunks = self._handle(name)
+            if chunks is not None:
+                chunks.erase(builtins.list(row_ids(rows)))
+            if tables.has_images:
+                pictures = [(name, row["id"], number) for row in rows for number in range(row["images"])]
                 tables.images.table.erase_many(pictures)
             tables.texts.erase_many([key for row in rows for key in part_keys(name, row["id"], row["chars"])])
             receipt = tables.documents.erase_many([(name, row["id"]) for row in rows])
@@ -615,7 +616,7 @@ class Documents:
         Raises:
             InvalidInputError: another one made them.
         """
-        stored = self._tables.images.embedder_of(name)
+        stored = self._tables.images.embedder_of(name) if self._tables.has_images else None
         if stored is not None and stored != embedder.name:
             raise InvalidInputError(
                 f"the pictures of collection {name} were embedded by {stored!r}, not by {embedder.name!r}: give that one, or "

@@ -15,7 +15,7 @@ import pyarrow as pa
 import zstandard
 
 from agentdb.filters import And, Compare, Filter
-from agentdb.rag.images import ImageTable, image_id
+from agentdb.rag.images import IMAGES, ImageTable, image_id
 from agentdb.rag.records import StoredDocument
 from agentdb.storage.schema import TableSchema
 from agentdb.storage.table import Table
@@ -131,6 +131,11 @@ class DocumentTables:
     def exist(cls, engine: Engine) -> bool:
         """Whether any document was ever stored: the table that is created last is there."""
         return engine._entry(DOCUMENTS.name) is not None
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any picture was ever stored."""
+        return self.engine._entry(IMAGES.name) is not None
 
     @property
     def images(self) -> ImageTable:

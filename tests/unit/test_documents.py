@@ -696,6 +696,23 @@ def test_erase_leaves_nothing_of_older_versions(db: agentdb.Database, db_path: P
     check(db)
 
 
+@pytest.mark.parametrize("then", ["emptied", "deleted", "dropped"])
+def test_erase_leaves_nothing_of_what_is_no_more(db: agentdb.Database, db_path: Path, then: str) -> None:
+    secret = "xylophonequartz"
+    report = db.documents.ingest([("diary", f"The word is {secret}."), ("kept", "something else")])
+    db.flush()
+    diary = report.document_ids[0]
+    if then == "emptied":
+        db.documents.ingest([("diary", "")])
+    elif then == "deleted":
+        db.documents.delete(diary)
+    else:
+        db.documents.drop("documents")
+    assert secret.encode() in everything(db_path)
+    assert db.documents.erase(diary).status == "complete"
+    assert secret.encode() not in everything(db_path)
+
+
 def test_for_tasks(db_path: Path, folder: Path) -> None:
     async def main() -> None:
         async with agentdb.open_async(db_path, embedder=HashingEmbedder()) as db:

@@ -273,6 +273,18 @@ def test_pictures_go_with_their_document(db: agentdb.Database, folder: Path) -> 
     )
 
 
+def test_a_picture_that_was_replaced_is_erased_with_its_document(db: agentdb.Database) -> None:
+    options = ImageOptions(embedder=Colors(), captioner=says(red="a xylophonequartz"))
+    (shown,) = db.documents.ingest(Document(png("red"), source="shown"), images=options).document_ids
+    db.flush()
+    db.documents.ingest(Document("only words", source="shown"), images=options)
+    assert db.documents.images(shown) == []
+    assert db.documents.erase(shown).status == "complete"
+    raw = b"".join(one.read_bytes() for one in db.path.rglob("*") if one.is_file())
+    assert png("red")[16:] not in raw
+    assert b"xylophonequartz" not in raw
+
+
 def test_a_picture_that_stays_in_its_file_is_read_from_there(db: agentdb.Database, folder: Path) -> None:
     db.documents.ingest(folder, images=ImageOptions(embedder=Colors(), keep="reference"))
     (red,) = db.documents.search_images("red", 1)

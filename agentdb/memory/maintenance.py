@@ -249,18 +249,28 @@ def _consolidate(
     for other, cosine in older:
         pending = plan.rows.get(other["id"], {})
         begins = row["valid_from"] or row["occurred_at"] or row["recorded_at"]
-        starts, ends = other["valid_from"], pending.get("valid_to", other["valid_to"])
+        ends = pending.get("valid_to", other["valid_to"])
         # What was true once and is said again after it had ended is true anew: it must not end up in the ended one.
         is_one_truth = (ends is None or ends > begins) and row["valid_to"] in (None, ends)
         reason = supersedes(mine, statement_of(other), cosine)
         if reason is None and is_one_truth and policies.duplicate.is_duplicate(mine, statement_of(other), cosine):
             sources = list(pending.get("sources") or other["sources"] or [])
+            if row["id"] in sources:
+                continue  # it was merged before, and somebody wanted it back
             plan.change(row["id"], "merged", f"says the same as {other['id']}", status="archived")
             plan.rows.setdefault(other["id"], {})["sources"] = [*sources, row["id"]]
             plan.repeated.append((other["id"], row["recorded_at"]))
             return True
-        if reason is not None and (ends is None or ends > begins) and (starts is None or starts < begins):
+        is_over = row["valid_to"] is not None and row["valid_to"] <= begins
+        if reason is not None and not is_over and (ends is None or ends > begins) and _was_before(other, begins):
             plan.change(other["id"], "closed", f"{reason}: {row['id']}", valid_to=begins)
             if row["valid_from"] is None:
                 plan.rows.setdefault(row["id"], {})["valid_from"] = begins  # one interval ends where the other begins
     return False
+
+
+def _was_before(row: Row, begins: datetime) -> bool:
+    """Whether a memory was true before a moment: what was recorded earlier may tell of a later time."""
+    if row["valid_from"] is not None:
+        return bool(row["valid_from"] < begins)
+    return bool((row["occurred_at"] or row["recorded_at"]) <= begins)

@@ -160,7 +160,8 @@ class Writer:
         repeated: list[_Draft] = []
         for one in drafts:
             digest = one.scope.agent_id, one.digest
-            one.repeats = known.get(digest)
+            said = known.get(digest)
+            one.repeats = said["id"] if said is not None and _is_repeat(one.row, said, now) else None
             if one.repeats is not None:
                 repeated.append(one)
                 continue
@@ -168,11 +169,11 @@ class Writer:
             rows[memory_id] = {**one.row, "ordinal": head.append(memory_id), "recorded_at": now}
             if one.row["tier"] == "working":
                 head.hold(memory_id, one.row["text"])
-            known[digest] = memory_id
+            known[digest] = rows[memory_id]
         tables.repeats.put_many(
-            {"agent_id": one.scope.agent_id, "digest": one.digest, "memory_id": one.row["id"]}
-            for one in drafts
-            if one.row["id"] in rows
+            {"agent_id": agent_id, "digest": digest, "memory_id": row["id"]}
+            for (agent_id, digest), row in known.items()
+            if row["id"] in rows
         )
         tables.memories.put_many(rows.values())
         for head in heads.values():
@@ -180,15 +181,18 @@ class Writer:
         tables.heads.put_many(head.row() for head in heads.values())
         self._repeat(repeated, now)
 
-    def _known(self, digests: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        """Return which memories stand for what was said; archived and retracted ones do not."""
+    def _known(self, digests: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Row]:
+        """Return which memories stand for what was said; archived and retracted ones do not, nor those that say something else by now."""
         tables = self._core.tables
         found = [row for row in tables.repeats.get_many(digests) if row is not None] if digests else []
         rows = tables.memories.get_many([row["memory_id"] for row in found]) if found else []
         return {
-            (row["agent_id"], row["digest"]): row["memory_id"]
+            (row["agent_id"], row["digest"]): memory
             for row, memory in zip(found, rows, strict=True)
-            if memory is not None and memory["status"] == "active" and memory["retracted_at"] is None
+            if memory is not None
+            and memory["status"] == "active"
+            and memory["retracted_at"] is None
+            and digest_of(memory) == row["digest"]
         }
 
     def _repeat(self, drafts: Sequence[_Draft], now: datetime) -> None:
@@ -286,6 +290,16 @@ class Writer:
         if not ids:
             return 0
         return self._core.engine.transact(lambda: self._core.change(ids, {"status": status}, action, reason))
+
+
+def _is_repeat(row: Row, said: Row, now: datetime) -> bool:
+    """Whether a memory that says the same to the letter adds nothing: what has ended and is said again is true anew."""
+    ends, begins = said["valid_to"], row["valid_from"] or row["occurred_at"] or now
+    return (
+        row["valid_from"] in (None, said["valid_from"])
+        and row["valid_to"] in (None, ends)
+        and (ends is None or row["valid_to"] is not None or ends > begins)
+    )
 
 
 def _changes(given: Mapping[str, Any]) -> Row:

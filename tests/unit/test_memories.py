@@ -231,6 +231,21 @@ def test_repeats_within_one_call_and_of_what_was_forgotten(memories: AgentMemori
     assert memories.remember("ok", agent_id="a", session_id="s").id != one.id
 
 
+def test_a_repeat_adds_nothing_but_the_time(memories: AgentMemories) -> None:
+    def say(text: str, **options: Any) -> Memory:
+        return memories.remember(text, agent_id="a", session_id="s", **options)
+
+    first = say("I like tea.")
+    memories.update(first.id, content="I like coffee.")
+    assert say("I like tea.").id != first.id, "what was said before the update is not said by it"
+    home = say("I live in Porto.", valid_from=START)
+    assert say("I live in Porto.").id == home.id
+    assert say("I live in Porto.", valid_from=START + timedelta(days=9)).valid_from == START + timedelta(days=9)
+    assert say("I live in Porto.", valid_to=START + timedelta(days=1)).valid_to == START + timedelta(days=1)
+    pair = [MemoryWrite(content="x", agent_id="a", valid_from=one) for one in (START, START + timedelta(days=1))]
+    assert len({one.id for one in memories.remember_many([*pair, pair[1]])}) == 2
+
+
 def test_a_transaction_spans_memories_and_states(db: agentdb.Database) -> None:
     db.memories.remember("before", agent_id="a")
 

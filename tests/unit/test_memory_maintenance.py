@@ -216,6 +216,43 @@ def test_what_becomes_true_again_is_a_memory_of_its_own(memories: AgentMemories,
         assert [(its.memory.id, its.memory.text) for its in found] == [(one.id, text)]
 
 
+def test_what_is_said_again_after_it_ended_is_no_repeat(memories: AgentMemories, clock: Clock) -> None:
+    said = ["I live in Lisbon now.", "I moved, I live in Porto now.", "I live in Lisbon now."]
+    homes = []
+    for text in said:
+        homes.append(memories.remember(text, agent_id="a", session_id="s"))
+        clock.now += 10 * DAY
+        memories.maintain("a")
+    assert len({one.id for one in homes}) == 3
+    found = memories.recall("Where do I live?", agent_id="a", reinforce=False)
+    assert [one.memory.id for one in found] == [homes[2].id]
+
+
+def test_an_old_chat_told_later_overtakes_nothing(memories: AgentMemories, clock: Clock) -> None:
+    today = memories.remember("I live in Lisbon.", agent_id="a", occurred_at=START - DAY)
+    old = memories.remember("I moved, I live in Porto now.", agent_id="a", occurred_at=START - 1_000 * DAY)
+    until = START - 500 * DAY
+    memories.remember("I changed, I live in Faro now.", agent_id="a", valid_to=until, occurred_at=START)
+    clock.now += 2 * DAY
+    memories.maintain("a")
+    assert memories.require(today.id).valid_to is None
+    assert [one.memory.id for one in memories.recall("live", agent_id="a", reinforce=False)][:1] == [today.id]
+    assert all(one.valid_from is None for one in memories.list(agent_id="a") if one.valid_to is not None)
+    assert memories.require(old.id).status == "active"
+
+
+def test_what_was_merged_and_brought_back_is_not_merged_again(memories: AgentMemories, clock: Clock) -> None:
+    first = memories.remember("I have a cat.", agent_id="a", session_id="s")
+    again = memories.remember("I do have a cat!", agent_id="a", session_id="t")
+    for _ in range(2):
+        clock.now += 2 * DAY
+        memories.maintain("a")
+        memories.restore(again.id)
+    assert memories.maintain("a").changes == ()
+    assert memories.require(first.id).sources == (again.id,)
+    assert (memories.require(again.id).status, memories.require(again.id).tier) == ("active", "long_term")
+
+
 def test_nothing_is_merged_into_what_is_retracted(memories: AgentMemories, clock: Clock) -> None:
     wrong = memories.remember("I have a cat.", agent_id="a", session_id="s")
     clock.now += DAY

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         open_async,
     )
     from agentdb.config import Config
-    from agentdb.connection import Closing, Connection
+    from agentdb.connection import Closing, Connection, NamedCollection
     from agentdb.database import Database, open, restore
     from agentdb.embedding import (
         Embedder,
@@ -139,7 +139,7 @@ if TYPE_CHECKING:
         VerifyReport,
     )
     from agentdb.vectors.collection import Collection
-    from agentdb.vectors.definition import VectorSpec
+    from agentdb.vectors.definition import CollectionMetric, VectorSpec
     from agentdb.vectors.indexes import (
         IndexSpec,
         IvfFlat,
@@ -179,6 +179,7 @@ __all__ = [
     "ClosedError",
     "Closing",
     "Collection",
+    "CollectionMetric",
     "Compare",
     "CompressionRule",
     "Config",
@@ -245,6 +246,7 @@ __all__ = [
     "MemoryWrite",
     "Metric",
     "MissingDependencyError",
+    "NamedCollection",
     "Not",
     "NotFoundError",
     "Occurrence",
@@ -313,7 +315,7 @@ _EXPORTS = {
         "open_async",
     ),
     "agentdb.config": ("Config",),
-    "agentdb.connection": ("Closing", "Connection"),
+    "agentdb.connection": ("Closing", "Connection", "NamedCollection"),
     "agentdb.database": ("Database", "open", "restore"),
     "agentdb.embedding": (
         "EmbedKind",
@@ -433,7 +435,7 @@ _EXPORTS = {
         "VerifyReport",
     ),
     "agentdb.vectors.collection": ("Collection",),
-    "agentdb.vectors.definition": ("VectorSpec",),
+    "agentdb.vectors.definition": ("CollectionMetric", "VectorSpec"),
     "agentdb.vectors.indexes": (
         "IndexSpec",
         "IvfFlat",

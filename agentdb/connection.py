@@ -1,6 +1,7 @@
 """``Connection``: one database as the parts of a framework use it, opened at its first call, with threads for async callers.
 
-For those who write an integration: a vector store, saver or retriever holds one ``Connection`` and derives from ``Closing``.
+For those who write an integration: a vector store, saver or retriever holds one ``Connection`` and derives from ``Closing``;
+what stands on a collection prepares a ``NamedCollection``.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from typing import Any, Generic, Literal, Self, TypeVar
 
 from agentdb.aio import AsyncDatabase
 from agentdb.database import Database, open
-from agentdb.errors import ClosedError, InvalidInputError
+from agentdb.embedding import Embedder
+from agentdb.errors import ClosedError, InvalidInputError, NotFoundError
+from agentdb.vectors.collection import Collection
+from agentdb.vectors.definition import CollectionMetric, check_collection_name
 
-__all__ = ["Closing", "Connection"]
+__all__ = ["Closing", "Connection", "NamedCollection"]
 
 R = TypeVar("R")
 T_co = TypeVar("T_co", covariant=True)
@@ -26,6 +30,8 @@ Pool = Literal["read", "write"]
 
 _THREADS: dict[Pool, int] = {"read": 16, "write": 32}
 """Waiting for a commit costs no processor, and writers that wait together share one; reads never queue behind them."""
+_ATTEMPTS = 5
+"""How often a collection may be dropped between being found and being used, until that is an error."""
 
 
 class Connection(Generic[T_co]):
@@ -167,3 +173,129 @@ class Closing:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._connection!r})"
+
+
+class NamedCollection:
+    """A collection by its name: never made by a read, made by the first vectors, dropped and made anew by anybody.
+
+    For what stores vectors that tell how long they are only when they come. May be used by any thread. Calls join the caller's
+    transaction or snapshot.
+
+    Args:
+        db: the database.
+        name: of the collection. Those that begin with ``_`` are the managers' own.
+        metric: of a new one, and what an existing one must have; None: cosine, or any.
+        embedder: asked when the collection is opened: returns what makes its vectors from texts, or None if they are always
+            given; a collection whose vectors an embedder makes is then refused, because those of two models do not compare.
+            None in place of the function: an existing one is taken as it is; the vectors of a new one are given.
+
+    Raises:
+        InvalidInputError: an argument cannot be accepted.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        name: str,
+        *,
+        metric: CollectionMetric | None = None,
+        embedder: Callable[[], Embedder | None] | None = None,
+    ) -> None:
+        _check_named(name, metric)
+        self.db = db
+        self.name = name
+        self.metric = metric
+        self._embedder = embedder
+        self._opened: Collection | None = None
+
+    @classmethod
+    def prepare(
+        cls,
+        name: str,
+        *,
+        metric: CollectionMetric | None = None,
+        embedder: Callable[[], Embedder | None] | None = None,
+    ) -> Callable[[Database], NamedCollection]:
+        """Return what a `Connection` prepares; the arguments are checked now, and no database is opened for that.
+
+        Raises:
+            InvalidInputError: an argument cannot be accepted.
+        """
+        _check_named(name, metric)
+        return lambda db: cls(db, name, metric=metric, embedder=embedder)
+
+    def found(self) -> Collection | None:
+        """Return the collection, None if there is none.
+
+        Raises:
+            InvalidInputError: it has another metric, or its vectors are made otherwise.
+        """
+        if self._opened is not None:
+            return self._opened
+        # One state for both questions: opening by name what was dropped in between would make it.
+        with self.db.snapshot():
+            return self._open(None) if self.name in self.db.collections() else None
+
+    def read(self, work: Callable[[Collection], R]) -> R | None:
+        """Return what ``work`` makes of the collection, None if there is none.
+
+        ``work`` may be called again, where the collection is dropped and made anew meanwhile.
+
+        Raises:
+            InvalidInputError: it has another metric, or its vectors are made otherwise.
+        """
+
+        def use() -> R | None:
+            found = self.found()
+            return None if found is None else work(found)
+
+        return self._again(use)
+
+    def write(self, dimension: int, work: Callable[[Collection], R]) -> R:
+        """Return what ``work`` makes of the collection, which is made for vectors of that many numbers if there is none.
+
+        ``work`` may be called again, where the collection is dropped meanwhile.
+
+        Raises:
+            InvalidInputError: it has another dimension or metric, or its vectors are made otherwise.
+        """
+        return self._again(lambda: work(self._opened or self._open(dimension)))
+
+    def drop(self) -> bool:
+        """Drop the collection with all its rows; whether there was one."""
+        self._opened = None
+        return self.db.drop_collection(self.name)
+
+    def _again(self, use: Callable[[], R]) -> R:
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return use()
+            except NotFoundError:
+                self._opened = None  # somebody dropped it; by now there may be another of its name
+        return use()
+
+    def _open(self, dimension: int | None) -> Collection:
+        # Without a mutex: whoever held it while another thread's transaction is open might wait for that one, and it for him.
+        made_by = None if self._embedder is None else self._embedder()
+        size = dimension if made_by is None else None
+        opened = self.db.collection(self.name, dimension=size, metric=self.metric, embedder=made_by)
+        if self._embedder is not None and made_by is None:
+            identity = opened._store.read().embedder
+            if identity is not None:
+                raise InvalidInputError(
+                    f"the vectors of collection {self.name} are made by embedder {identity.name!r}: pass that one, or None, as "
+                    "embedding"
+                )
+        if not self.db.in_transaction:
+            # One that was made inside a transaction of the caller may yet be rolled back.
+            self._opened = opened
+        return opened
+
+
+def _check_named(name: object, metric: object) -> None:
+    if not isinstance(name, str) or name.startswith("_"):
+        shown = "a name that begins with '_'" if isinstance(name, str) else type(name).__name__
+        raise InvalidInputError(f"collection must be the name of one (str), not {shown}")
+    check_collection_name(name)
+    if metric not in (None, "cosine", "dot", "euclidean"):
+        raise InvalidInputError(f"metric must be 'cosine', 'dot', 'euclidean' or None, not {metric!r:.40}")

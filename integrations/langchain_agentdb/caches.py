@@ -26,13 +26,13 @@ from agentdb import (
     Database,
     IntegrityError,
     InvalidInputError,
+    NamedCollection,
     Table,
     TableSchema,
     check_vectors,
     field,
 )
-from langchain_agentdb.collections import NamedCollection
-from langchain_agentdb.embeddings import AgentDBEmbeddings, as_embeddings
+from langchain_agentdb.embeddings import AgentDBEmbeddings, as_embeddings, embedder_of
 from langchain_agentdb.messages import allowed, pack_generations, unpack_generations
 
 __all__ = ["AgentDBLLMCache", "AgentDBSemanticCache"]
@@ -49,7 +49,6 @@ ANSWERS = TableSchema(
     key=("model", "prompt"),
     indexed="expires_at",
 )
-_SEMANTIC = "_langchain_semantic_cache"
 _SWEEP_EVERY_S = 30.0
 
 
@@ -179,12 +178,12 @@ class AgentDBLLMCache(Closing, BaseCache):
 class _Prompts:
     """The collection of a database that holds prompts as vectors, and the job that empties it of what has expired."""
 
-    def __init__(self, db: Database, collection: str, embeddings: Embeddings) -> None:
+    def __init__(self, db: Database, rows: NamedCollection) -> None:
         self.db = db
-        self.rows = NamedCollection(db, collection, "cosine", embeddings)
+        self.rows = rows
         self._sweep_due = 0.0
         if not db.read_only:
-            db.add_maintenance(f"langchain-semantic-cache {collection}", self._sweep)
+            db.add_maintenance(f"langchain-semantic-cache {rows.name}", self._sweep)
 
     def _sweep(self, _: float) -> bool:
         if time.monotonic() >= self._sweep_due:
@@ -241,7 +240,8 @@ class AgentDBSemanticCache(Closing, BaseCache):
         self._ttl = _checked_ttl(ttl_s)
         self._classes = allowed(allow)
         self._exact = AgentDBLLMCache(db_or_path, ttl_s=ttl_s, allow=allow)
-        self._connection = Connection(db_or_path, lambda db: _Prompts(db, collection, self._embeddings))
+        named = NamedCollection.prepare(collection, metric="cosine", embedder=embedder_of(self._embeddings))
+        self._connection = Connection(db_or_path, lambda db: _Prompts(db, named(db)))
         self._connection.on_close = self._exact.close
 
     def lookup(self, prompt: str, llm_string: str) -> list[Generation] | None:

@@ -13,7 +13,7 @@ from langchain_core.embeddings import Embeddings
 
 from agentdb import Embedder, EmbedKind, InvalidInputError, embed_texts, load_embedder
 
-__all__ = ["AgentDBEmbeddings"]
+__all__ = ["AgentDBEmbeddings", "as_embeddings", "embedder_of"]
 
 
 class AgentDBEmbeddings(Embeddings):
@@ -113,3 +113,8 @@ def as_embeddings(given: Any) -> Embeddings | None:
         raise InvalidInputError(
             f"embedding must be LangChain Embeddings, an agentdb.Embedder or None, not {type(given).__name__}"
         ) from None
+
+
+def embedder_of(embeddings: Embeddings) -> Callable[[], Embedder | None]:
+    """Return what tells a ``NamedCollection`` who makes its vectors: LangChain's embeddings have no name, they give vectors."""
+    return lambda: embeddings.embedder if isinstance(embeddings, AgentDBEmbeddings) else None

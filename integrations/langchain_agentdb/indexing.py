@@ -19,14 +19,15 @@ from agentdb import (
     AsyncDatabase,
     Closing,
     Collection,
+    CollectionMetric,
     Connection,
     Database,
     InvalidInputError,
+    NamedCollection,
     Table,
     TableSchema,
     field,
 )
-from langchain_agentdb.collections import CollectionMetric, NamedCollection
 from langchain_agentdb.vector_store import AgentDBVectorStore
 
 __all__ = ["AgentDBDocumentIndex", "AgentDBRecordManager"]

@@ -19,12 +19,12 @@ from agentdb import (
     Connection,
     Database,
     InvalidInputError,
+    NamedCollection,
     Passage,
     Query,
     Recalled,
 )
-from langchain_agentdb.collections import NamedCollection
-from langchain_agentdb.embeddings import as_embeddings
+from langchain_agentdb.embeddings import as_embeddings, embedder_of
 from langchain_agentdb.filters import to_filter
 from langchain_agentdb.vector_store import to_document
 
@@ -84,7 +84,8 @@ class AgentDBRetriever(Closing, BaseRetriever):
             raise InvalidInputError("embedding: documents are embedded by the embedder that they were ingested with")
         self._embeddings = given = as_embeddings(embedding)
         name = "documents" if self.collection is None else self.collection
-        self._connection = Connection(db_or_path, lambda db: NamedCollection(db, name, None, given))
+        made_by = None if given is None else embedder_of(given)
+        self._connection = Connection(db_or_path, NamedCollection.prepare(name, embedder=made_by))
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any

@@ -19,15 +19,16 @@ from agentdb import (
     AsyncDatabase,
     Closing,
     Collection,
+    CollectionMetric,
     Connection,
     Database,
     Hit,
     InvalidInputError,
+    NamedCollection,
     Query,
     check_vectors,
 )
-from langchain_agentdb.collections import CollectionMetric, NamedCollection
-from langchain_agentdb.embeddings import AgentDBEmbeddings, as_embeddings
+from langchain_agentdb.embeddings import AgentDBEmbeddings, as_embeddings, embedder_of
 from langchain_agentdb.filters import to_filter
 
 __all__ = ["AgentDBVectorStore", "to_document"]
@@ -103,7 +104,8 @@ class AgentDBVectorStore(Closing, VectorStore):
     ) -> None:
         given = as_embeddings(embedding)
         self._embeddings = AgentDBEmbeddings.of(lambda: self._connection().db.embedder) if given is None else given
-        self._connection = Connection(db_or_path, lambda db: NamedCollection(db, collection, metric, self._embeddings))
+        named = NamedCollection.prepare(collection, metric=metric, embedder=embedder_of(self._embeddings))
+        self._connection = Connection(db_or_path, named)
         self._mode: Mode = _checked_mode(mode)
         self._rerank = rerank
 

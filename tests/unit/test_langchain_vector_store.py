@@ -16,11 +16,19 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
+from pydantic import ValidationError
 
 import agentdb
 from agentdb import ClosedError, InvalidInputError, field
 from agentdb_embedders import HashingEmbedder
-from langchain_agentdb import AgentDBEmbeddings, AgentDBVectorStore
+from langchain_agentdb import (
+    AgentDBDocumentIndex,
+    AgentDBEmbeddings,
+    AgentDBRetriever,
+    AgentDBSemanticCache,
+    AgentDBVectorMemory,
+    AgentDBVectorStore,
+)
 
 D = 8
 
@@ -150,7 +158,7 @@ def test_batches_are_stored_one_by_one(db_path: Path) -> None:
         assert store.get_by_ids(["d"]) == []
 
 
-def test_wrong_arguments_are_named(store: AgentDBVectorStore) -> None:
+def test_wrong_arguments_are_named(store: AgentDBVectorStore, tmp_path: Path) -> None:
     store.add_texts(["a"])
     for wrong, said in (
         (lambda: store.add_texts("abc"), "texts must be a list of strings, not one string"),
@@ -173,13 +181,29 @@ def test_wrong_arguments_are_named(store: AgentDBVectorStore) -> None:
         (lambda: store.get_by_ids("abc"), "ids must be a list of strings, not str"),
         (lambda: store.delete(["a"], filter={"a": 1}), "either ids or a filter"),
         (lambda: AgentDBVectorStore(Numbered(), 3), "db_or_path must be a database or the path of one, not int"),
-        (lambda: AgentDBVectorStore(3, "db"), "embedding must be LangChain Embeddings, an agentdb.Embedder or None"),
-        (lambda: AgentDBVectorStore(Numbered(), "db", mode="x"), "mode must be one of"),
+        (
+            lambda: AgentDBVectorStore(3, tmp_path / "db"),
+            "embedding must be LangChain Embeddings, an agentdb.Embedder or",
+        ),
+        (lambda: AgentDBVectorStore(Numbered(), tmp_path / "db", mode="x"), "mode must be one of"),
+        (lambda: AgentDBVectorStore(Numbered(), tmp_path / "db", metric="l1"), "metric must be 'cosine', 'dot'"),
     ):
         with pytest.raises(InvalidInputError, match=said):
             wrong()
-    with pytest.raises(InvalidInputError, match="collection must be the name of one"):
-        AgentDBVectorStore(Numbered(), "unused", collection="_documents.x").get_by_ids(["a"])
+
+
+@pytest.mark.parametrize("name", ["_documents.x", "_memories", "", "a b", "a/b", "x" * 49, 3, None])
+def test_a_collection_that_cannot_be_is_refused_before_a_database_is_made(db_path: Path, name: Any) -> None:
+    for make in (
+        lambda: AgentDBVectorStore(Numbered(), db_path, collection=name),
+        lambda: AgentDBDocumentIndex(Numbered(), db_path, collection=name),
+        lambda: AgentDBSemanticCache(Numbered(), db_path, collection=name),
+        lambda: AgentDBVectorMemory(Numbered(), db_path, collection=name, session_id="s"),
+        lambda: AgentDBRetriever(db_path, collection=name),
+    ):
+        with pytest.raises((InvalidInputError, ValidationError), match="collection"):
+            make()
+    assert not db_path.exists()
 
 
 # --- searching ------------------------------------------------------------------------------------------------------------

@@ -25,9 +25,9 @@ from agentdb import (
     Connection,
     Database,
     Filter,
-    Hit,
     InvalidInputError,
     Memory,
+    NamedCollection,
     Passage,
     Query,
     Recalled,
@@ -35,7 +35,7 @@ from agentdb import (
 )
 from llama_index_agentdb.filters import to_filter
 from llama_index_agentdb.nodes import to_node
-from llama_index_agentdb.vector_store import OpenCollection, check_collection, check_count
+from llama_index_agentdb.vector_store import check_count
 
 __all__ = ["AgentDBMemoryRetriever", "AgentDBRetriever"]
 
@@ -82,7 +82,7 @@ class AgentDBRetriever(Closing, BaseRetriever):
         verbose: bool = False,
     ) -> None:
         default = "documents" if documents else "llama_index"
-        self._name = check_collection(default if collection is None else collection)
+        prepare = NamedCollection.prepare(default if collection is None else collection)
         if mode not in ("hybrid", "vector", "text"):
             raise InvalidInputError("mode must be 'hybrid', 'vector' or 'text'")
         if embed_model is not None and not isinstance(embed_model, BaseEmbedding):
@@ -100,7 +100,7 @@ class AgentDBRetriever(Closing, BaseRetriever):
             "mode": mode,
             "filter": filters if isinstance(filters, Filter) else to_filter(filters),
         }
-        self._connection = Connection(db_or_path, lambda db: OpenCollection(db, self._name))
+        self._connection = Connection(db_or_path, prepare)
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -118,10 +118,10 @@ class AgentDBRetriever(Closing, BaseRetriever):
     def _found(self, text: str, vector: list[float] | None) -> list[NodeWithScore]:
         opened = self._connection()
         if self._is_documents:
-            passages = opened.db.documents.search(text, collection=self._name, **self._options)
+            passages = opened.db.documents.search(text, collection=opened.name, **self._options)
             return [_of_passage(one) for one in passages]
         query = Query(text=text, vector=None if self._options["mode"] == "text" else vector)
-        hits: list[Hit] = opened.read(lambda found: found.search(query, **self._options), list)
+        hits = opened.read(lambda found: found.search(query, **self._options)) or []
         return [NodeWithScore(node=to_node(hit.id, hit.text, hit.metadata), score=hit.score) for hit in hits]
 
 

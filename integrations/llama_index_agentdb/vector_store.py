@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Self, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode
@@ -21,12 +21,13 @@ from agentdb import (
     AsyncDatabase,
     Closing,
     Collection,
+    CollectionMetric,
     Connection,
     Database,
     Filter,
     Hit,
     InvalidInputError,
-    NotFoundError,
+    NamedCollection,
     Query,
     Record,
     field,
@@ -34,10 +35,7 @@ from agentdb import (
 from llama_index_agentdb.filters import to_filter
 from llama_index_agentdb.nodes import rows_of, to_node
 
-__all__ = ["AgentDBVectorStore", "Metric", "OpenCollection", "check_collection", "check_count"]
-
-Metric = Literal["cosine", "dot", "euclidean"]
-R = TypeVar("R")
+__all__ = ["AgentDBVectorStore", "check_count"]
 
 _MMR_POOL = 50
 """From how many of the nearest MMR chooses at least."""
@@ -46,66 +44,6 @@ _LEARNERS = (
     VectorStoreQueryMode.LINEAR_REGRESSION,
     VectorStoreQueryMode.LOGISTIC_REGRESSION,
 )
-
-
-class OpenCollection:
-    """A collection of a database by its name: looked up when it is used, and never made by a read.
-
-    Args:
-        db: the database.
-        name: of the collection.
-        metric: of a new one; of one that exists, what it must have. None: the stored one, ``"cosine"`` for a new one.
-    """
-
-    def __init__(self, db: Database, name: str, metric: Metric | None = None) -> None:
-        self.db = db
-        self.name = name
-        self._metric = metric
-        self._found: Collection | None = None
-
-    def read(self, work: Callable[[Collection], R], otherwise: Callable[[], R]) -> R:
-        """Return what ``work`` makes of the collection; where there is none (yet, or any more), ``otherwise()``."""
-        known = self._found
-        if known is not None:
-            try:
-                return work(known)
-            except NotFoundError:
-                self._found = None  # it was dropped; there may be another of its name
-        with self.db.snapshot():  # so that it is not made where it is dropped meanwhile
-            is_there = self.name in self.db.collections()
-            found = self.db.collection(self.name, metric=self._metric) if is_there else None
-        return otherwise() if found is None else work(self._kept(found))
-
-    def write(self, dimension: int, work: Callable[[Collection], R]) -> R:
-        """Return what ``work`` makes of the collection, which is made if there is none.
-
-        Raises:
-            InvalidInputError: it has vectors of another dimension or metric.
-        """
-
-        def make() -> R:
-            made = self.db.collection(self.name, dimension=dimension, metric=self._metric)
-            return work(self._kept(made))
-
-        return self.read(work, make)
-
-    def _kept(self, found: Collection) -> Collection:
-        # A collection that was made inside a transaction may yet be rolled back.
-        if not self.db.in_transaction:
-            self._found = found
-        return found
-
-
-def check_collection(name: object) -> str:
-    """Return the name of a collection that is not a manager's own.
-
-    Raises:
-        InvalidInputError: it is.
-    """
-    if not isinstance(name, str) or not name or name.startswith("_"):
-        shown = repr(name) if isinstance(name, str) else type(name).__name__
-        raise InvalidInputError(f"collection must be a name (str) that does not begin with '_', not {shown}")
-    return name
 
 
 class AgentDBVectorStore(Closing, BasePydanticVectorStore):
@@ -131,9 +69,9 @@ class AgentDBVectorStore(Closing, BasePydanticVectorStore):
     stores_text: bool = True
     path: str
     collection: str
-    metric: Metric | None = None
+    metric: CollectionMetric | None = None
 
-    _connection: Connection[OpenCollection] = PrivateAttr()
+    _connection: Connection[NamedCollection] = PrivateAttr()
     _reranker: Any = PrivateAttr()
 
     def __init__(
@@ -141,16 +79,13 @@ class AgentDBVectorStore(Closing, BasePydanticVectorStore):
         db_or_path: Database | AsyncDatabase | str | os.PathLike[str],
         *,
         collection: str = "llama_index",
-        metric: Metric | None = None,
+        metric: CollectionMetric | None = None,
         reranker: Any = None,
     ) -> None:
-        name = check_collection(collection)
-        if metric not in (None, "cosine", "dot", "euclidean"):
-            raise InvalidInputError("metric must be 'cosine', 'dot', 'euclidean' or None")
-        connection = Connection(db_or_path, lambda db: OpenCollection(db, name, metric))
+        connection = Connection(db_or_path, NamedCollection.prepare(collection, metric=metric))
         given: Any = db_or_path.sync if isinstance(db_or_path, AsyncDatabase) else db_or_path
         path = given.path if isinstance(given, Database) else given
-        fields: dict[str, Any] = {"path": os.fspath(path), "collection": name, "metric": metric}
+        fields: dict[str, Any] = {"path": os.fspath(path), "collection": collection, "metric": metric}
         super().__init__(stores_text=True, **fields)
         self._connection = connection
         self._reranker = reranker
@@ -250,7 +185,7 @@ class AgentDBVectorStore(Closing, BasePydanticVectorStore):
         if ids is None or condition is not None:
             self._delete(condition if ids is None else _joined(condition, field("id").in_(ids)))
         else:
-            self._connection().read(lambda found: found.delete(ids), int)
+            self._connection().read(lambda found: found.delete(ids))
 
     async def adelete_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None, **delete_kwargs: Any
@@ -267,7 +202,7 @@ class AgentDBVectorStore(Closing, BasePydanticVectorStore):
         await self._connection.run("write", self.clear)
 
     def _delete(self, condition: Filter | None) -> None:
-        self._connection().read(lambda found: found.delete(filter=condition), int)
+        self._connection().read(lambda found: found.delete(filter=condition))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -290,7 +225,7 @@ class AgentDBVectorStore(Closing, BasePydanticVectorStore):
             by_id = {one.id: one for one in records}
             return [by_id[one] for one in ids if one in by_id]
 
-        records: list[Record] = self._connection().read(work, list)
+        records = self._connection().read(work) or []
         return [to_node(one.id, one.text, one.metadata, one.vector) for one in records]
 
     async def aget_nodes(
@@ -331,7 +266,7 @@ class AgentDBVectorStore(Closing, BasePydanticVectorStore):
         """
         search = _Search(query, kwargs, self._reranker)
         opened = self._connection()
-        hits: list[Hit] = opened.read(lambda found: search.run(opened.db, found), list)
+        hits = opened.read(lambda found: search.run(opened.db, found)) or []
         return VectorStoreQueryResult(
             nodes=[to_node(hit.id, hit.text, hit.metadata) for hit in hits],
             similarities=[hit.score for hit in hits],

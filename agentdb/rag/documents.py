@@ -392,7 +392,7 @@ class Documents:
             late_interaction: let the tokens of the query and of the best 50 passages be compared as well. The embedder reads
                 these then: it takes as long as ingesting them.
             rerank: a `Reranker`, a sentence-transformers ``CrossEncoder``, or a function of the query and texts that returns a
-                score for each. It sees the best 50, each behind its title and headings.
+                score for each. It sees the best 50, or K and some more, each behind its title and headings; the rest is left out.
             expand: a function from the query to other ways to ask it; what these find counts half.
             deduplicate: leave out passages that say nearly the same as a better one, in the same words.
             per_source: at most so many passages of one document.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, get_args
 
 import numpy as np
@@ -29,7 +30,7 @@ from agentdb.vectors.query import Fusion, Mode, Query, checked_int, checked_numb
 if TYPE_CHECKING:
     from agentdb.storage.engine import Engine
 
-__all__ = ["Expand", "Found", "PassageFinder", "PassageOptions", "PassageRequest", "near_identical", "shingles"]
+__all__ = ["Expand", "Found", "PassageFinder", "PassageOptions", "PassageRequest", "Repetitions", "shingles"]
 
 T = TypeVar("T")
 
@@ -86,6 +87,11 @@ class PassageRequest:
     parents: bool = True
     min_score: float | None = None
     explain: bool = False
+
+    @property
+    def is_ranked_again(self) -> bool:
+        """Whether token vectors or a reranker look at the best."""
+        return self.late_interaction or self.rerank is not None
 
     @classmethod
     def of(cls, query: Any, k: Any, options: PassageOptions) -> PassageRequest:
@@ -220,8 +226,9 @@ class PassageFinder:
         queries = self._queries(request)
         pool = request.k + 8 if request.deduplicate or request.per_source is not None else request.k
         pool = max(pool, 2 * request.k if request.per_source is not None else 0)
-        if request.rerank is not None or request.late_interaction:
+        if request.is_ranked_again:
             pool = max(pool, _RANKED_AGAIN)
+        looked_at = pool
         most = 64 * request.k + 256  # where nearly all say the same, there is an end to looking for more
         while True:
             hits = self._collection.search_many(
@@ -233,12 +240,14 @@ class PassageFinder:
                 weights=self._weights(request),
                 explain=request.explain,
             )
-            ranked = [Chunk.of(one) for one in _together(hits)]
-            ranked = self._ranked_again(ranked, request)
+            candidates = [Chunk.of(one) for one in _together(hits)]
+            ranked = self._ranked_again(candidates, request, looked_at)
             if request.min_score is not None:
                 ranked = [one for one in ranked if one.passage.score >= request.min_score]
             found = _chosen(ranked, request)
-            if len(found.chunks) >= request.k or pool > most or all(len(one) < pool for one in hits):
+            # What more there is has lower scores, or is not looked at again.
+            is_cut = len(ranked) < len(candidates) or (request.is_ranked_again and len(candidates) >= looked_at)
+            if len(found.chunks) >= request.k or is_cut or pool > most or all(len(one) < pool for one in hits):
                 return found
             pool *= 4
 
@@ -270,11 +279,11 @@ class PassageFinder:
             raise InvalidInputError(f"the documents of collection {self._name} have no embedder")
         return embedder
 
-    def _ranked_again(self, ranked: list[Chunk], request: PassageRequest) -> list[Chunk]:
+    def _ranked_again(self, ranked: list[Chunk], request: PassageRequest, most: int) -> list[Chunk]:
         """Return the chunks in the order that token vectors, then a reranker, give to the best of them; the rest is dropped."""
-        if not ranked or not (request.late_interaction or request.rerank is not None):
+        if not ranked or not request.is_ranked_again:
             return ranked
-        ranked = ranked[: max(_RANKED_AGAIN, request.k)]
+        ranked = ranked[:most]
         if request.late_interaction:
             scores = token_scores(self._embedder, request.query, [one.searched for one in ranked])
             before = np.array([one.passage.score for one in ranked])
@@ -325,12 +334,15 @@ class PassageFinder:
         joined: list[tuple[Chunk, tuple[int, int]]] = []
         for chunk, span in zip(found.chunks, spans, strict=True):
             own = span or (chunk.passage.start, chunk.passage.end)
-            same = next((i for i, one in enumerate(joined) if span is not None and _overlap(one, chunk, own)), None)
-            if same is None:
+            same = [i for i, one in enumerate(joined) if span is not None and _overlap(one, chunk, own)]
+            if not same:
                 joined.append((chunk, own))
-            else:  # a better one has it around it already
-                other, its = joined[same]
-                joined[same] = other, (min(its[0], own[0]), max(its[1], own[1]))
+                continue
+            # The best one takes it in, and those that it connects with it.
+            its = [own, *(joined[i][1] for i in same)]
+            joined[same[0]] = joined[same[0]][0], (min(start for start, _ in its), max(end for _, end in its))
+            for i in reversed(same[1:]):
+                del joined[i]
         wider = [(one.passage, *span) for one, span in joined if span != (one.passage.start, one.passage.end)]
         if not wider:
             return [one for one, _ in joined]
@@ -461,19 +473,38 @@ def shingles(text: str) -> frozenset[int]:
     return frozenset(map(hash, zip(words, words[1:], words[2:], strict=False)))
 
 
-def near_identical(one: frozenset[int], other: frozenset[int]) -> bool:
-    """Whether texts with these shingles say nearly the same in the same words."""
-    small, large = sorted((len(one), len(other)))
-    if small < _SAME * large:
-        return False
+class Repetitions:
+    """Tells which texts say nearly the same as one before them, in the same words.
+
+    Of each text the lowest fifth of its shingles is remembered: two that have enough in common share one of these.
+
+    Source: Chaudhuri, Ganti and Kaushik, "A Primitive Operator for Similarity Joins in Data Cleaning", ICDE 2006.
+    """
+
+    def __init__(self) -> None:
+        self._holders: dict[int, list[frozenset[int]]] = {}
+
+    def is_new(self, text: str) -> bool:
+        """Return whether a text repeats none of those that were new; then it is one of them."""
+        its = shingles(text)
+        lowest = sorted(its)[: len(its) - int(_SAME * len(its)) + 1]
+        near = chain.from_iterable(self._holders.get(one, ()) for one in lowest)
+        if any(_near_identical(its, other) for other in set(near)):
+            return False
+        for one in lowest:
+            self._holders.setdefault(one, []).append(its)
+        return True
+
+
+def _near_identical(one: frozenset[int], other: frozenset[int]) -> bool:
     common = len(one & other)
-    return common >= _SAME * (small + large - common)
+    return common >= _SAME * (len(one) + len(other) - common)
 
 
 def _chosen(ranked: Sequence[Chunk], request: PassageRequest) -> Found:
     """Return the K best that neither repeat a better one nor are too many of one document."""
     found = Found([])
-    known: list[frozenset[int]] = []
+    known = Repetitions()
     of_source: dict[str, int] = {}
     parents: set[tuple[str, tuple[int, int]]] = set()
     for chunk in ranked:
@@ -488,12 +519,9 @@ def _chosen(ranked: Sequence[Chunk], request: PassageRequest) -> Found:
         if request.per_source is not None and of_source.get(passage.document_id, 0) >= request.per_source:
             found.omitted.append(_omitted(passage, "per_source"))
             continue
-        if request.deduplicate:
-            its = shingles(passage.text)
-            if any(near_identical(its, one) for one in known):
-                found.omitted.append(_omitted(passage, "duplicate"))
-                continue
-            known.append(its)
+        if request.deduplicate and not known.is_new(passage.text):
+            found.omitted.append(_omitted(passage, "duplicate"))
+            continue
         if request.parents and chunk.parent is not None:
             parents.add((passage.document_id, chunk.parent))
         of_source[passage.document_id] = of_source.get(passage.document_id, 0) + 1

@@ -12,11 +12,13 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import agentdb
 from agentdb import Chunk, Config, Document, InvalidInputError, ParsedDocument, Passage, field
 from agentdb.rag.context import counter_of
-from agentdb.rag.search import near_identical, shingles
+from agentdb.rag.search import Repetitions, shingles
 from agentdb_embedders import HashingEmbedder
 
 SEAS = ["Baltic", "North", "Irish", "Black", "Red", "Dead", "Coral", "Tasman"]
@@ -157,15 +159,52 @@ def test_repetitions_are_left_out(db_path: Path) -> None:
         assert {one.reason for one in context.omitted} == {"duplicate"}
 
 
-def test_near_identical() -> None:
+def test_what_a_repetition_is() -> None:
     words = [f"w{i}" for i in range(100)]
     text = " ".join(words)
-    assert near_identical(shingles(text), shingles(text.upper().replace(" ", "\n")))
-    assert near_identical(shingles(text), shingles(" ".join([*words[:50], "x", *words[51:]])))
-    assert not near_identical(shingles(text), shingles(" ".join(words[:50])))
-    assert not near_identical(shingles(text), shingles(" ".join(reversed(words))))
-    assert near_identical(shingles("a b"), shingles("A  b"))
-    assert not near_identical(shingles("a b"), shingles("b a"))
+
+    def repeats(one: str, other: str) -> bool:
+        known = Repetitions()
+        assert known.is_new(one)
+        return not known.is_new(other)
+
+    assert repeats(text, text.upper().replace(" ", "\n"))
+    assert repeats(text, " ".join([*words[:50], "x", *words[51:]]))
+    assert not repeats(text, " ".join(words[:50]))
+    assert not repeats(" ".join(words[:50]), text)
+    assert not repeats(text, " ".join(reversed(words)))
+    assert repeats("a b", "A  b")
+    assert not repeats("a b", "b a")
+    assert repeats(" ", "")
+    assert not repeats("", text)
+    known = Repetitions()
+    assert [known.is_new(one) for one in ("a", text, "b", text, "a", "c d e f", text)] == [
+        *(True, True, True),
+        *(False, False, True, False),
+    ]
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=30).map(" ".join), max_size=12))
+def test_repetitions_are_those_that_comparing_all_finds(texts: list[str]) -> None:
+    known, new = Repetitions(), []
+    for text in texts:
+        its = shingles(text)
+        is_new = all(len(its & one) < 0.8 * len(its | one) for one in new)
+        assert known.is_new(text) == is_new
+        if is_new:
+            new.append(its)
+
+
+def test_nothing_is_searched_twice_for_what_is_not_there(db: agentdb.Database) -> None:
+    asked: list[int] = []
+
+    def rerank(_: str, texts: Sequence[str]) -> list[float]:
+        asked.append(len(texts))
+        return [float("waves" in one) for one in texts]
+
+    assert len(db.documents.search("fact", 40, rerank=rerank, per_source=1)) == len(SEAS)
+    assert len(db.documents.search("fact", 4, rerank=rerank, min_score=2)) == 0
+    assert asked == [80, 50]
 
 
 def test_diversity_of_sources(db: agentdb.Database) -> None:
@@ -188,6 +227,16 @@ def test_neighbours(db: agentdb.Database) -> None:
     assert len(several) == 1
     assert [int(one) for one in re.findall(r"Fact (\d+)", several[0].text)] == [6, 7, 8, 9]
     exact(db, several)
+    # Nor is what lies between two that are apart, and connects them.
+    order = {"irishfish2 ": 3.0, "irishfish5 ": 2.0, "irishfish4 ": 1.0}
+
+    def rerank(_: str, texts: Sequence[str]) -> list[float]:
+        return [next((score for name, score in order.items() if name in one), 0.0) for one in texts]
+
+    connected = db.documents.search("irishfish2 irishfish5 irishfish4", 3, rerank=rerank, expand_neighbors=1)
+    assert [int(one) for one in re.findall(r"Fact (\d+)", connected[0].text)] == [1, 2, 3, 4, 5, 6]
+    assert len(connected) == 1
+    exact(db, connected)
 
 
 def test_parents(db: agentdb.Database) -> None:

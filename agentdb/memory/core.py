@@ -128,6 +128,13 @@ class MemoryCore:
                 more[one["memory_id"]].append(Occurrence(one["id"], one["recorded_at"], one["occurred_at"], metadata))
         return [memory_of(row, uses.get(row["id"]), more.get(row["id"], [])) for row in rows]
 
+    def count_use(self, ids: Sequence[str]) -> None:
+        """Count a use of memories, now; inside a transaction."""
+        now, rows = self.now(), self.uses_of(list(dict.fromkeys(ids)))
+        self.tables.uses.put_many(
+            {**row, "uses": row["uses"] + 1, "last_used_at": max(now, row["last_used_at"])} for row in rows
+        )
+
     def uses_of(self, ids: Sequence[str]) -> list[Row]:
         """Return how memories were used; one that was only written has no row yet, and gets a new one."""
         found = self.tables.uses.get_many(ids)

@@ -22,44 +22,55 @@ class Eraser:
     def __init__(self, core: MemoryCore) -> None:
         self._core = core
 
-    def erase(self, memory_ids: str | Iterable[str], *, with_derived: bool = True) -> ErasureReceipt:
-        """See `AgentMemories.erase`.
-
-        Args:
-            memory_ids: which.
-            with_derived: also what was derived from them; False: it stays when they are purged.
-        """
+    def erase(self, memory_ids: str | Iterable[str]) -> ErasureReceipt:
+        """See `AgentMemories.erase`."""
         core, tables = self._core, self._core.tables
         ids = check_ids(memory_ids)
         with nullcontext() if core.is_inside else core.engine.transaction():
             rows = [row for row in tables.memories.get_many(ids) if row is not None]
-            if with_derived:
-                derived = self._derived(ids, rows)
-                self._bring_back(derived, {*ids, *(row["id"] for row in derived)})
-                rows += derived
-            found = [row["id"] for row in rows]
-            heads = heads_of(tables.heads, [scope_of(row) for row in rows])
-            for head in heads.values():
-                head.newest = [one for one in head.newest if one not in found]
-                head.release(found)
-            tables.heads.put_many(head.row() for head in heads.values())
-            # Their vectors have seen the words that are erased; the old versions of these rows are erased below.
-            tables.memories.put_many(
-                {**row, "embedder": None, "vector": None, "tokens": None}
-                for row in tables.memories.get_many(self._followers(rows))
-                if row is not None
-            )
-            # Old versions of rows stay in the files until all rows of a table that were erased are settled; so these go first.
-            by_memory = In(("memory_id",), tuple(found))
-            if found:
-                tables.events.erase_many(filter=by_memory)
-                tables.occurrences.erase_many(filter=by_memory)
-                tables.repeats.erase_many(filter=by_memory)
-                tables.uses.erase_many(found)
-            receipt = tables.memories.erase_many(found)
+            others = In(("id",), tuple(set(ids) - {row["id"] for row in rows}))
+            of_occurrences = tables.occurrences.erase_many(filter=others) if others.values else None
+            derived = self._derived(ids, rows)
+            self._bring_back(derived, {*ids, *(row["id"] for row in derived)})
+            receipt = self._erase([*rows, *derived])
+            if of_occurrences is not None and of_occurrences.rows and not receipt.rows:
+                receipt = of_occurrences
         core.engine.settle_erasures()
         settled = core.engine.erasure(receipt.id)
         return receipt if settled is None else settled
+
+    def purge(self, ids: Sequence[str]) -> list[str]:
+        """Erase those that are still archived, but nothing that was derived from them; return which."""
+        core = self._core
+        with core.engine.transaction():
+            found = core.tables.memories.get_many(ids)
+            rows = [row for row in found if row is not None and row["status"] == "archived"]
+            self._erase(rows)
+        core.engine.settle_erasures()
+        return [row["id"] for row in rows]
+
+    def _erase(self, rows: Sequence[Row]) -> ErasureReceipt:
+        """Erase memories and all that belongs to them; inside a transaction."""
+        tables, found = self._core.tables, [row["id"] for row in rows]
+        heads = heads_of(tables.heads, [scope_of(row) for row in rows])
+        for head in heads.values():
+            head.newest = [one for one in head.newest if one not in found]
+            head.release(found)
+        tables.heads.put_many(head.row() for head in heads.values())
+        # Their vectors have seen the words that are erased; the old versions of these rows are erased below.
+        tables.memories.put_many(
+            {**row, "embedder": None, "vector": None, "tokens": None}
+            for row in tables.memories.get_many(self._followers(rows))
+            if row is not None
+        )
+        # Old versions of rows stay in the files until all rows of a table that were erased are settled; so these go first.
+        by_memory = In(("memory_id",), tuple(found))
+        if found:
+            tables.events.erase_many(filter=by_memory)
+            tables.occurrences.erase_many(filter=by_memory)
+            tables.repeats.erase_many(filter=by_memory)
+            tables.uses.erase_many(found)
+        return tables.memories.erase_many(found)
 
     def _derived(self, ids: Sequence[str], rows: Sequence[Row]) -> list[Row]:
         """Return summaries and facts that hold what is erased, and what was derived from those."""

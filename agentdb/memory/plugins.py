@@ -64,9 +64,9 @@ _VERDICT = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
 def said(statement: Statement) -> str:
     """Return a statement as a line of a prompt."""
-    who = statement.speaker or statement.role
     day = "" if statement.occurred_at is None else f"{statement.occurred_at:%Y-%m-%d} "
-    text = " ".join(statement.text.split())
+    # In one line: nobody may look like somebody else by a name or a text of several.
+    who, text = (" ".join((one or "").split()) for one in (statement.speaker or statement.role, statement.text))
     return f"{day}{who}: {text}" if who else f"{day}{text}"
 
 
@@ -210,7 +210,7 @@ class Guard:
 
         thread = threading.Thread(target=run, name=f"agentdb-{what.replace(' ', '-')}", daemon=True)
         thread.start()
-        thread.join(timeout_s)
+        thread.join(min(timeout_s, threading.TIMEOUT_MAX))
         if done:
             return done[0]
         if failed:

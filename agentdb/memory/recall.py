@@ -122,7 +122,8 @@ def _request(
         since=check_optional_moment("since", since),
         until=check_optional_moment("until", until),
         valid_at=check_optional_moment("valid_at", valid_at) or now,
-        known_at=check_optional_moment("known_at", known_at) or now,
+        known_at=check_optional_moment("known_at", known_at),
+        now=now,
     )
     return _Request(
         wanted=wanted,
@@ -220,18 +221,8 @@ class Recaller:
 
     def _reinforce(self, ids: Sequence[str]) -> None:
         """Count a recall as a use of what it returned, where anything can be written."""
-        core = self._core
-        if not ids or not core.can_write:
-            return
-
-        def work() -> None:
-            now = core.now()
-            rows = core.uses_of(list(dict.fromkeys(ids)))
-            core.tables.uses.put_many(
-                {**row, "uses": row["uses"] + 1, "last_used_at": max(now, row["last_used_at"])} for row in rows
-            )
-
-        core.engine.transact(work)
+        if ids and self._core.can_write:
+            self._core.engine.transact(lambda: self._core.count_use(ids))
 
     def context(self, query: str, agent_id: str | int, token_budget: int, options: ContextOptions) -> MemoryContext:
         """See `AgentMemories.context`."""
@@ -242,7 +233,8 @@ class Recaller:
             raise InvalidInputError(f"reinforce must be a bool, not {type(reinforce).__name__}")
         asked = cast(RecallOptions, {"k": 20, **options, "reinforce": False})
         found = self.many([query], agent_id, asked)[0]
-        sizes = self._embedding.count_tokens([_line(99, one.memory) + "\n" for one in found]) if found else []
+        last = max(len(found), 10)  # no number is longer
+        sizes = self._embedding.count_tokens([_line(last, one.memory) + "\n" for one in found]) if found else []
         kept = within_budget(found, sizes, token_budget)
         kept.sort(key=lambda one: (one.memory.occurred_at or one.memory.recorded_at, one.memory.id))
         text = "\n".join(_line(number, one.memory) for number, one in enumerate(kept, 1))
@@ -253,6 +245,6 @@ class Recaller:
 
 def _line(number: int, memory: Memory) -> str:
     at = memory.occurred_at or memory.recorded_at
-    who = memory.speaker or memory.role
-    text = " ".join(memory.text.split())
+    # In one line each: nobody may look like somebody else by a name or a text of several.
+    who, text = (" ".join((one or "").split()) for one in (memory.speaker or memory.role, memory.text))
     return f"[{number}] {at:%Y-%m-%d} {who}: {text}" if who else f"[{number}] {at:%Y-%m-%d} {text}"

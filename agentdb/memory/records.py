@@ -74,8 +74,8 @@ class Memory:
         origin: what upkeep derived it as: ``"summary"`` of its sources, or ``"fact"`` found in them; None: it was given.
         sources: the ids of what it was derived from, or of what said the same and was merged into it.
         occurrences: every time that it was given, the first included, oldest first.
-        uses: how often it was given and recalled.
-        last_used_at: when it was last given or recalled.
+        uses: how often it was given, recalled and restored.
+        last_used_at: when that was for the last time.
     """
 
     id: str

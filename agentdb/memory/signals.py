@@ -107,7 +107,8 @@ class Wanted:
     since: datetime | None
     until: datetime | None
     valid_at: datetime
-    known_at: datetime
+    known_at: datetime | None
+    now: datetime
 
     def among(self, rows: AgentRows, of: ScopeRows) -> npt.NDArray[np.bool_]:
         """Return `[M]`: which rows of the scope may be recalled."""
@@ -117,9 +118,10 @@ class Wanted:
             return rows.number(name)[slots]
 
         chosen = number("status") == rows.code("status", "active")
-        valid, known = _microseconds(self.valid_at), _microseconds(self.known_at)
-        chosen &= (number("valid_from") <= valid) & (valid < number("valid_to"))
-        chosen &= (number("recorded_at") <= known) & (known < number("retracted_at"))
+        valid, known = _microseconds(self.valid_at), _microseconds(self.known_at or self.now)
+        chosen &= (number("valid_from") <= valid) & (valid < number("valid_to")) & (known < number("retracted_at"))
+        if self.known_at is not None:  # otherwise all that is here is known, even if a clock that was ahead recorded it
+            chosen &= number("recorded_at") <= known
         if self.tiers is not None:
             chosen &= np.isin(number("tier"), [rows.code("tier", one) for one in self.tiers])
         if self.types is not None:

@@ -22,7 +22,7 @@ from agentdb.memory.maintenance import MaintenanceReport
 from agentdb.memory.policies import MemoryPolicies, MemoryType, Use
 from agentdb.memory.recall import ContextOptions, Recaller, RecallOptions
 from agentdb.memory.records import Memory, MemoryEvent, MemoryTrace, MemoryWrite, Scope, Tier
-from agentdb.memory.rows import READ, equals, scope_filters
+from agentdb.memory.rows import READ, scope_filters
 from agentdb.memory.signals import MemoryContext, Recalled, RecallWeights
 from agentdb.memory.transfer import export_jsonl, import_jsonl
 from agentdb.memory.upkeep import BackgroundUpkeep, Upkeep
@@ -247,8 +247,11 @@ class AgentMemories:
         """
         with self._core.view():
             memory, events = self.require(memory_id), self.history(memory_id)
-            sources = self._core.read(memory.sources, is_required=False)
-            theirs = And(equals("agent_id", memory.agent_id), Contains(("sources",), (memory.id,)))
+            walls = Scope(memory.agent_id, memory.user_id, memory.namespace, None)
+            # What was imported may name any id as its source.
+            known = self._core.read(memory.sources, is_required=False)
+            sources = [one for one in known if Scope(one.agent_id, one.user_id, one.namespace, None) == walls]
+            theirs = And(*scope_filters(walls), Contains(("sources",), (memory.id,)))
             derived = self._core.made(builtins.list(self._core.tables.memories.scan(theirs, columns=READ)))
         now, policies = self._core.now(), self.policies
         last_age_s, first_age_s = ((now - at).total_seconds() for at in (memory.last_used_at, memory.recorded_at))
@@ -306,7 +309,7 @@ class AgentMemories:
             since: only what occurred then or later; what has no such time occurred when it was recorded.
             until: only what occurred earlier.
             valid_at: what was true at that time; None: now.
-            known_at: what was known at that time; None: now.
+            known_at: what was known at that time; None: now, with all that was recorded.
             token_budget: only what fits; a memory that is too large for what is left makes room for smaller ones.
             weights: of the signals; None: the default.
             diversity: 0: the best; above, each is also chosen for saying something else than those before it, up to 1 for that alone.
@@ -443,7 +446,7 @@ class AgentMemories:
         return self._writer.set_status(memory_ids, "archived", reason)
 
     def restore(self, memory_ids: str | Iterable[str], *, reason: str = "restored by the caller") -> int:
-        """Bring archived memories back; return how many were archived.
+        """Bring archived memories back; return how many were archived. It counts as a use: they begin to fade anew.
 
         Raises:
             NotFoundError: one of them does not exist; nothing is changed.
@@ -454,11 +457,13 @@ class AgentMemories:
         """Delete memories so that no file of the database holds them: no text, vector, occurrence, event, old version or log.
 
         What other memories of the session have read of them as their context is made anew, from what is left. Ids that do not
-        exist are passed over.
+        exist are passed over. That of an occurrence after the first erases that occurrence alone: what is known of it besides the
+        words, which are its memory's.
 
         Returns:
-            The receipt of the memories themselves. Outside a transaction it is ``complete``, unless a reader still has an older
-            state of the database pinned; ``db.erasure(receipt.id)`` tells how it stands.
+            The receipt of the memories themselves; of occurrences, if there is nothing else. Outside a transaction it is
+            ``complete``, unless a reader still has an older state of the database pinned; ``db.erasure(receipt.id)`` tells how it
+            stands.
         """
         return self._eraser.erase(memory_ids)
 

@@ -165,7 +165,8 @@ class Upkeep:
         if not run.rows.has_embedder:
             return [], True  # nothing can be compared: short-term memory waits
         core, policies, extractor = self._core, self._core.policies, self._core.policies.extractor
-        self._embedding.embed_waiting(run.rows, min(AT_RECALL, 4 * run.step_rows))
+        most = min(AT_RECALL, 4 * run.step_rows)
+        is_embedded = self._embedding.embed_waiting(run.rows, most) < most
         is_fast = extractor is None and isinstance(policies.contradiction, ContradictionRule)
         now, limit = core.now(), run.size if is_fast else min(run.size, _MODEL_ROWS)
         with core.engine.snapshot(), run.rows.lock:
@@ -178,7 +179,7 @@ class Upkeep:
             for change in [one for one in plan.changes if one.action == "moved"]:
                 self._extract(run, plan, rows[change.memory_id], extractor)
         done = self._apply(plan)
-        return ([], False) if done is None else (done, is_all or not done)
+        return ([], False) if done is None else (done, is_embedded and (is_all or not done))
 
     def _judged(self, run: _Run) -> Callable[[Statement, Statement, float], str | None]:
         policies = self._core.policies
@@ -302,10 +303,9 @@ class Upkeep:
                     since[event["memory_id"]] = max(since[event["memory_id"]], event["at"])
         old = sorted(one for one, at in since.items() if (now - at).total_seconds() >= after_s)
         doomed = old[: run.size]
-        if doomed:
-            self._eraser.erase(doomed, with_derived=False)
+        purged = self._eraser.purge(doomed) if doomed else []
         reason = f"archived for more than {after_s:g} s"
-        return [MemoryChange(one, "purged", reason) for one in doomed], len(old) <= run.size
+        return [MemoryChange(one, "purged", reason) for one in purged], len(old) <= run.size
 
     def _apply(self, plan: Plan) -> list[MemoryChange] | None:
         """Write a plan and return what was done; None if somebody else has changed what it rests on: nothing is written then."""

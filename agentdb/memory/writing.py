@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from agentdb.errors import InvalidInputError
-from agentdb.memory.core import MemoryCore
+from agentdb.memory.core import Event, MemoryCore
 from agentdb.memory.embedding import MemoryEmbedding
 from agentdb.memory.encoding import Reading
 from agentdb.memory.policies import HeuristicImportance
@@ -224,18 +224,17 @@ class Writer:
         leaving = head.overflow(policies.working_items, policies.working_tokens)
         if not leaving:
             return
-        changed, events = [], []
+        changed: list[Row] = []
+        events: list[Event] = []
         for row in memories.get_many(leaving):
             if row is None or row["tier"] != "working":
                 continue
-            before = {"tier": "working"}
             row["tier"] = "short_term"
-            reason = "the session's working memory is full"
-            if row["importance"] < policies.archive_importance_below:
-                row["status"], before["status"] = "archived", "active"
-                reason += ", and its importance is below the bound"
+            events.append((row["id"], "moved", "the session's working memory is full", {"tier": "working"}))
+            if row["status"] == "active" and row["importance"] < policies.archive_importance_below:
+                row["status"] = "archived"
+                events.append((row["id"], "archived", "its importance is below the bound", {"status": "active"}))
             changed.append(row)
-            events.append((row["id"], "moved", reason, before))
         memories.put_many(changed)
         self._core.note(events, now)
 
@@ -289,7 +288,14 @@ class Writer:
         action = "archived" if status == "archived" else "restored"
         if not ids:
             return 0
-        return self._core.engine.transact(lambda: self._core.change(ids, {"status": status}, action, reason))
+
+        def work() -> int:
+            if status == "active":  # or else upkeep would archive them again, for what they were archived for
+                rows = self._core.tables.memories.get_many(ids)
+                self._core.count_use([row["id"] for row in rows if row is not None and row["status"] != status])
+            return self._core.change(ids, {"status": status}, action, reason)
+
+        return self._core.engine.transact(work)
 
 
 def _is_repeat(row: Row, said: Row, now: datetime) -> bool:

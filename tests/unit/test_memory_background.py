@@ -205,8 +205,8 @@ def test_a_slow_plugin_does_not_hold_up_the_engine(db: agentdb.Database, clock: 
     db.memories.remember("I have a dog.", agent_id="a")
     clock.now += DAY
     db.memories._background._next_look = -1.0
-    assert job(db)(time.monotonic() + 0.01), "the job comes back; the work goes on"
-    assert asked.wait(60)
+    while not asked.is_set():  # on a busy machine a step before it may have passed the deadline
+        assert job(db)(time.monotonic() + 0.01), "the job comes back; the work goes on"
     assert tiers(db, "a") == {"short_term"}
     db.memories.remember("nobody waits for it", agent_id="a")
     answer.set()

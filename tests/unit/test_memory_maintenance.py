@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import agentdb
 from agentdb import Config, MemoryPolicies, MemoryWrite
 from agentdb.errors import InvalidInputError, UnavailableError
 from agentdb.memory import AgentMemories
+from agentdb.memory.encoding import Encoder
 from agentdb.memory.policies import RetentionRule
 from agentdb_embedders import HashingEmbedder
 
@@ -293,6 +295,53 @@ def test_what_was_archived_long_ago_is_purged_if_asked_to(memories: AgentMemorie
     assert memories.get(gone.id) is None
     assert memories.get(stays.id) is not None
     assert b"quuxfine" not in b"".join(one.read_bytes() for one in db_path.rglob("*") if one.is_file())
+
+
+def test_what_is_restored_stays_and_a_purge_sees_it(memories: AgentMemories, clock: Clock) -> None:
+    memories.policies = MemoryPolicies(retention=RetentionRule(purge_after_s=30 * 86_400))
+    made = memories.remember("The weather was fine.", agent_id="a", importance=0.1)
+    clock.now += 400 * DAY
+    assert memories.maintain("a").changes[-1].action == "archived"
+    memories.restore(made.id)
+    assert memories.maintain("a").changes == ()
+    memories.forget(made.id)
+    clock.now += 29 * DAY
+    assert memories.maintain("a").changes == (), "the days of grace begin anew"
+    purge = memories._eraser.purge
+    clock.now += DAY
+
+    def too_late(ids: Sequence[str]) -> list[str]:
+        memories.restore(ids)  # between plan and write
+        return purge(ids)
+
+    memories._eraser.purge = too_late  # type: ignore[method-assign]
+    assert memories.maintain("a").changes == ()
+    assert memories.require(made.id).status == "active"
+
+
+def test_working_memory_that_is_archived_has_its_days_of_grace(memories: AgentMemories, clock: Clock) -> None:
+    memories.policies = MemoryPolicies(
+        working_items=1, archive_importance_below=0.2, retention=RetentionRule(purge_after_s=30 * 86_400)
+    )
+    made = memories.remember("Hi! Thanks.", agent_id="a", session_id="s", tier="working")
+    clock.now += 31 * DAY
+    memories.remember("I have a cat.", agent_id="a", session_id="s", tier="working")
+    memories.maintain("a")
+    assert memories.require(made.id).status == "archived"
+    clock.now += 30 * DAY
+    memories.maintain("a")
+    assert memories.get(made.id) is None
+
+
+def test_upkeep_is_not_complete_before_all_is_embedded(memories: AgentMemories, clock: Clock) -> None:
+    writes = [MemoryWrite(content=f"flight {i}", agent_id="a", tier="long_term") for i in range(600)]
+    memories.remember_many(
+        [*writes, *(replace(one, content=f"cat {i}", tier=None) for i, one in enumerate(writes[:5]))]
+    )
+    memories._embedding._encoder = Encoder(Topics(24))  # another one: all are to be embedded anew, the oldest first
+    clock.now += 2 * DAY
+    memories.maintain("a")
+    assert memories.list(agent_id="a", tiers=["short_term"]) == []
 
 
 def test_a_limited_run_is_taken_up_by_the_next(memories: AgentMemories, clock: Clock) -> None:

@@ -5,13 +5,16 @@ import contextlib
 import json
 import random
 import resource
+import signal
 import struct
+import subprocess
 import sys
 import threading
 import time
 import tracemalloc
 import zipfile
 import zlib
+from dataclasses import asdict
 
 import pytest
 from support.document_files import PNG, archive, docx, epub, pdf, pptx, xlsx
@@ -540,6 +543,39 @@ class TestIsolation:
         worker._process.wait()
         assert parse(pdf([BODY])) == first
         assert isolated._POOL._idle != [worker]
+
+    def test_a_reader_ends_by_itself_when_nobody_is_left_to_kill_it(self):
+        worker = isolated._Worker(1 << 30)
+        asked = {"media_type": "application/pdf", "limits": asdict(ParseLimits()), "seconds": 0.02}
+        isolated._send(worker._process.stdin, asked, pdf_of_stream(b" " * (100 << 20)))
+        assert worker._process.wait(60) == -signal.SIGALRM
+        worker.end()
+
+    def test_a_process_without_its_folder_and_a_forked_one_read_with_readers_of_their_own(self, tmp_path):
+        (tmp_path / "a.pdf").write_bytes(pdf([BODY]))
+        (tmp_path / "gone").mkdir()
+        code = """if True:
+            import os, sys
+            from pathlib import Path
+            from agentdb.rag.parsing import isolated, parse
+            data = Path("../a.pdf").read_bytes()
+            Path(os.getcwd()).rmdir()
+            text = parse(data).text
+            (worker,) = isolated._POOL._idle
+            child = os.fork()
+            if child == 0:
+                assert parse(data).text == text
+                (own,) = isolated._POOL._idle
+                assert own._process.pid != worker._process.pid
+                sys.exit(7)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            assert parse(data).text == text
+            assert isolated._POOL._idle == [worker]
+        """
+        ran = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path / "gone", capture_output=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr.decode()
 
     def test_another_process_reads_the_same(self, monkeypatch):
         monkeypatch.setattr(isolated, "_LARGE_MARKUP", 10)

@@ -2,7 +2,7 @@
 
 A PDF of fifty kilobytes can make its reader take gigabytes, or crash. Such files go to a worker process whose memory is
 limited and that is killed when its time is over; what it does to itself is a `DocumentError` here. Workers are started when
-they are needed, are used again, and end with the process that started them.
+they are needed, are used again, and end when the process that started them is gone, at the latest after the time of a document.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -45,6 +46,14 @@ sys.modules["agentdb.rag"] = rag
 from agentdb.rag.parsing.isolated import serve
 serve()
 """
+
+
+def _import_paths() -> list[str]:
+    """Return where modules are found from; what lies below a working directory that is gone is left out."""
+    try:
+        return [str(Path(path).absolute()) for path in sys.path]
+    except FileNotFoundError:
+        return [path for path in sys.path if Path(path).is_absolute()]
 
 
 def can_isolate() -> bool:
@@ -95,7 +104,7 @@ class _Worker:
                 sys.executable,
                 "-c",
                 _BOOT,
-                json.dumps([str(Path(path).absolute()) for path in sys.path]),
+                json.dumps(_import_paths()),
                 str(memory_bytes),
             ],
             stdin=subprocess.PIPE,
@@ -127,7 +136,8 @@ class _Worker:
         timer.daemon = True
         timer.start()
         try:
-            _send(self._process.stdin, {"media_type": media_type, "limits": asdict(limits)}, data)
+            asked = {"media_type": media_type, "limits": asdict(limits), "seconds": limits.timeout_s + 2 * _GRACE_S + 1}
+            _send(self._process.stdin, asked, data)
             found = _receive(self._process.stdout)
         except OSError:
             found = None
@@ -164,16 +174,11 @@ class _Pool:
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._foreign: list[_Worker] = []
-        self._pid = os.getpid()
 
     def take(self, limits: ParseLimits) -> _Worker:
         """Return a worker that lives, with the memory that the limits allow."""
         while True:
             with self._lock:
-                if self._pid != os.getpid():
-                    # After a fork they answer to the parent. They are not let go of, which would wait for them.
-                    self._foreign += self._idle
-                    self._idle, self._pid = [], os.getpid()
                 worker = self._idle.pop() if self._idle else None
             if worker is None:
                 return _Worker(limits.max_memory_bytes)
@@ -193,13 +198,21 @@ class _Pool:
         """End all that wait."""
         with self._lock:
             idle, self._idle = self._idle, []
-        if self._pid == os.getpid():
-            for worker in idle:
-                worker.end()
+        for worker in idle:
+            worker.end()
+
+    def begin_anew(self) -> None:
+        """Forget all workers, in a process that was forked: they answer to its parent."""
+        # Another thread may have held the lock. The workers are not let go of, which would wait for them.
+        self._lock = threading.Lock()
+        self._foreign += self._idle
+        self._idle = []
 
 
 _POOL = _Pool()
 atexit.register(_POOL.end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_POOL.begin_anew)
 
 
 # --- what goes through the pipes: the length of a header, the header, the length of the data, the data
@@ -263,9 +276,23 @@ def serve() -> None:
     while (found := _receive(source)) is not None:
         header, data = found
         limits = ParseLimits(**header["limits"])
+        # Whoever asked kills a worker that is too slow, but may be gone by then.
+        _end_after(header["seconds"])
         answer = _answer(data, header["media_type"], limits)
+        _end_after(0)
         del found, data
-        _send(target, answer)
+        try:
+            _send(target, answer)
+        except BrokenPipeError:
+            return
+
+
+def _end_after(seconds: float) -> None:
+    """Let the system end this process after so long, whatever it does then; 0: not any more."""
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        signal.setitimer(signal.ITIMER_REAL, min(seconds, 1e8))
 
 
 def _limit_memory(limit: int) -> None:

@@ -534,11 +534,12 @@ class AgentMemories:
     def import_jsonl(self, path: str | os.PathLike[str]) -> int:
         """Store the memories that `export_jsonl` wrote, all or none, under their own ids; return how many there were.
 
-        A memory whose id is here already is replaced, so importing twice is as importing once. They are embedded by the next recall
+        A memory whose id is here already is replaced, with its history, so importing twice is as importing once. They are embedded by the next recall
         or `embed_pending`; until then their words find them.
 
         Raises:
             NotFoundError: there is no such file.
-            InvalidInputError: a line is no exported memory; the message says which. Nothing is stored.
+            InvalidInputError: a line is no exported memory, or its id is one of another agent, user, namespace or session here; the
+                message says which. Nothing is stored.
         """
         return import_jsonl(self._core, path)

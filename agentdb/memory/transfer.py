@@ -11,14 +11,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO, get_args
 
-from agentdb.errors import InvalidInputError, NotFoundError, StorageError
-from agentdb.filters import Filter, In
+from agentdb.errors import IntegrityError, InvalidInputError, NotFoundError, StorageError
+from agentdb.filters import Filter, In, decode_json
 from agentdb.memory.core import MemoryCore
-from agentdb.memory.records import Origin, Scope, check_tier, check_type
+from agentdb.memory.records import (
+    Origin,
+    Scope,
+    check_importance,
+    check_interval,
+    check_optional_name,
+    check_tier,
+    check_type,
+    content_text,
+)
 from agentdb.memory.rows import HIDDEN, READ, digest_of, equals, plain, scope_of, searched
 from agentdb.memory.sessions import head_key, heads_of
-from agentdb.memory.tables import EVENTS, MEMORIES, OCCURRENCES, USES
-from agentdb.states.versions import check_identifier
+from agentdb.memory.tables import EVENTS, MEMORIES, OCCURRENCES, USES, MemoryTables
+from agentdb.states.versions import check_identifier, check_metadata
 from agentdb.storage.schema import TableSchema
 from agentdb.storage.table import Table
 from agentdb.types import Row
@@ -27,6 +36,8 @@ from agentdb.vectors.analysis import encode_terms
 __all__ = ["export_jsonl", "import_jsonl"]
 
 _ROWS_AT_ONCE = 512
+_MOST = 1 << 53
+"""Of what is counted: a number that every JSON reader keeps, and that can be counted up from."""
 
 
 def export_jsonl(core: MemoryCore, path: str | os.PathLike[str], agent_id: str | int | None) -> int:
@@ -81,6 +92,12 @@ def import_jsonl(core: MemoryCore, path: str | os.PathLike[str]) -> int:
     try:
         with Path(path).open(encoding="utf-8") as file:
             parsed = [_imported(number, line) for number, line in enumerate(file, 1) if line.strip()]
+        lines: dict[str, int] = {}
+        for one in parsed:
+            if lines.setdefault(one.row["id"], one.number) != one.number:
+                raise InvalidInputError(
+                    f"line {one.number}: the memory of that id stands on line {lines[one.row['id']]} too"
+                )
     except FileNotFoundError:
         raise NotFoundError("there is no file to import") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -94,8 +111,9 @@ def import_jsonl(core: MemoryCore, path: str | os.PathLike[str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Imported:
-    """An exported memory as rows."""
+    """An exported memory as rows, and on which line it stood."""
 
+    number: int
     row: Row
     use: Row
     occurrences: Sequence[Row]
@@ -105,6 +123,7 @@ class _Imported:
 def _store(core: MemoryCore, parsed: Sequence[_Imported]) -> None:
     """Put imported memories into the tables, sessions included; inside a transaction."""
     tables = core.tables
+    _replace(tables, parsed)
     heads = heads_of(tables.heads, [scope_of(one.row) for one in parsed])
     for one in sorted(parsed, key=lambda one: int(one.row["ordinal"])):
         row, head = one.row, heads[head_key(scope_of(one.row))]
@@ -118,10 +137,26 @@ def _store(core: MemoryCore, parsed: Sequence[_Imported]) -> None:
     tables.heads.put_many(head.row() for head in heads.values())
     tables.uses.put_many(one.use for one in parsed)
     tables.repeats.put_many(
-        {"agent_id": one.row["agent_id"], "digest": digest_of(one.row), "memory_id": one.row["id"]} for one in parsed
+        {"agent_id": one.row["agent_id"], "digest": digest_of(one.row), "memory_id": one.row["id"]}
+        for one in parsed
+        if one.row["status"] == "active" and one.row["retracted_at"] is None
     )
     tables.occurrences.put_many(its for one in parsed for its in one.occurrences)
     tables.events.put_many(its for one in parsed for its in one.events)
+
+
+def _replace(tables: MemoryTables, parsed: Sequence[_Imported]) -> None:
+    """Take away what belongs to memories that are here already, and stay within their walls."""
+    found = tables.memories.get_many([one.row["id"] for one in parsed])
+    for one, row in zip(parsed, found, strict=True):
+        if row is not None and scope_of(row) != scope_of(one.row):
+            raise InvalidInputError(
+                f"line {one.number}: the memory of that id that is here has another agent, user, namespace or session"
+            )
+    ids = tuple(row["id"] for row in found if row is not None)
+    if ids:
+        for table in (tables.repeats, tables.occurrences, tables.events):
+            table.delete_many(filter=In(("memory_id",), ids))
 
 
 def _imported(number: int, line: str) -> _Imported:
@@ -135,6 +170,7 @@ def _imported(number: int, line: str) -> _Imported:
         memory_id = check_identifier("id", given["id"])
         row: Row = {name: _typed(MEMORIES, name, given.get(name)) for name in (*READ, "ordinal")}
         row.update(dict.fromkeys(HIDDEN))
+        _check(row)
         Scope.of(row["agent_id"], row["user_id"], row["namespace"], row["session_id"])
         check_tier(row["tier"])
         if row["memory_type"] is not None:
@@ -158,16 +194,44 @@ def _imported(number: int, line: str) -> _Imported:
             "id": memory_id,
             "uses": given["uses"],
             "last_used_at": _typed(USES, "last_used_at", given["last_used_at"]),
-            "repeats": len(occurrences),
+            "repeats": max((one["number"] for one in occurrences), default=0),
         }
+        for rows, name in ((occurrences, "metadata"), (events, "before")):
+            if len({one["number"] for one in rows}) < len(rows):
+                raise InvalidInputError("of its occurrences, or of its events, two have one number")
+            for one in rows:
+                _check_count("number", one["number"])
+                if one[name] is not None:
+                    check_metadata(decode_json(one[name]))
+        _check_count("uses", use["uses"])
         for schema, rows in ((USES, [use]), (OCCURRENCES, occurrences), (EVENTS, events)):
             for one in rows:
                 schema.to_physical(one)
     except InvalidInputError as error:
         raise InvalidInputError(f"line {number}: {error}") from None
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, IntegrityError, KeyError, RecursionError, TypeError, ValueError):
         raise InvalidInputError(f"line {number} is no exported memory") from None
-    return _Imported(row, use, occurrences, events)
+    return _Imported(number, row, use, occurrences, events)
+
+
+def _check(row: Row) -> None:
+    """Refuse what `remember` would refuse."""
+    if not isinstance(row["text"], str):
+        raise InvalidInputError("text must be a str")
+    row["text"], data = content_text(row["text"] if row["data"] is None else decode_json(row["data"]))
+    if (data is None) != (row["data"] is None):
+        raise InvalidInputError("data must be a JSON object or list")
+    row["data"], row["metadata"] = data, check_metadata(row["metadata"])
+    check_importance(row["importance"])
+    check_optional_name("role", row["role"])
+    check_optional_name("speaker", row["speaker"])
+    check_interval(row["valid_from"], row["valid_to"])
+    _check_count("ordinal", row["ordinal"])
+
+
+def _check_count(name: str, value: object) -> None:
+    if type(value) is not int or not 1 <= value <= _MOST:
+        raise InvalidInputError(f"{name} must be an int from 1 to {_MOST:,}")
 
 
 def _typed(schema: TableSchema, name: str, value: Any) -> Any:

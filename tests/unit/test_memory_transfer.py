@@ -105,6 +105,22 @@ def test_an_empty_database_exports_an_empty_file(tmp_path: Path) -> None:
         {"uses": "many"},
         {"events": [{"number": 1}]},
         {"occurrences": 5},
+        {"text": "  "},
+        {"text": ["x"]},
+        {"data": "no json"},
+        {"data": '"no object"'},
+        {"metadata": [1]},
+        {"importance": 7},
+        {"importance": float("nan")},
+        {"ordinal": 1 << 62},
+        {"ordinal": 0},
+        {"uses": 0},
+        {"role": ""},
+        {"valid_from": "2026-01-02T00:00:00+00:00", "valid_to": "2026-01-02T00:00:00+00:00"},
+        {"valid_from": "2026-01-02T00:00:00"},
+        {"occurrences": [{"number": 1, "id": "y", "recorded_at": "2026-01-02T00:00:00+00:00", "metadata": "{"}]},
+        {"events": 2 * [{"number": 1, "at": "2026-01-02T00:00:00+00:00", "action": "moved", "reason": "r"}]},
+        {"id": "first"},
     ],
     ids=str,
 )
@@ -113,10 +129,54 @@ def test_a_line_that_is_no_memory_is_refused_and_nothing_is_stored(tmp_path: Pat
     with opened(tmp_path / "one") as db:
         db.memories.remember("x", agent_id="a")
         db.memories.export_jsonl(file)
-    good = file.read_text("utf-8")
-    bad = change if isinstance(change, str) else json.dumps({**json.loads(good), **change})
-    file.write_text(good + bad + "\n", "utf-8")
+    good = json.loads(file.read_text("utf-8"))
+    bad = change if isinstance(change, str) else json.dumps({**good, "id": "second", **change})
+    file.write_text(json.dumps({**good, "id": "first"}) + "\n" + bad + "\n", "utf-8")
     with opened(tmp_path / "two") as db:
         with pytest.raises(InvalidInputError, match="line 2"):
             db.memories.import_jsonl(file)
         assert db.memories.list(agent_id="a") == []
+
+
+def test_what_is_here_already_is_replaced_with_all_that_belongs_to_it(tmp_path: Path) -> None:
+    with opened(tmp_path / "db") as db:
+        db.memories.remember("I like tea.", agent_id="a", session_id="s")
+        kept = db.memories.remember("I like tea.", agent_id="a", session_id="s")
+        file = tmp_path / "out.jsonl"
+        db.memories.export_jsonl(file)
+        db.memories.erase(kept.occurrences[1].id)
+        for _ in range(2):
+            db.memories.remember("I like tea.", agent_id="a", session_id="s")
+        db.memories.update(kept.id, content="I like coffee.")
+        assert db.memories.import_jsonl(file) == 1
+        assert db.memories.require(kept.id) == kept
+        assert [one.action for one in db.memories.history(kept.id)] == ["remembered"]
+        assert db.memories.remember("I like tea.", agent_id="a", session_id="s").id == kept.id
+        assert db.memories.remember("I like coffee.", agent_id="a", session_id="s").id != kept.id
+
+
+def test_the_gap_of_an_erased_occurrence_moves_with_the_rest(tmp_path: Path) -> None:
+    with opened(tmp_path / "one") as db:
+        made = [db.memories.remember("x", agent_id="a", metadata={"n": n}) for n in range(4)][-1]
+        db.memories.erase(made.occurrences[2].id)
+        db.memories.export_jsonl(tmp_path / "out.jsonl")
+    with opened(tmp_path / "two") as db:
+        db.memories.import_jsonl(tmp_path / "out.jsonl")
+        again = db.memories.remember("x", agent_id="a", metadata={"n": 4})
+        assert [one.metadata["n"] for one in again.occurrences] == [0, 1, 3, 4]
+
+
+def test_an_import_stays_within_the_walls(tmp_path: Path) -> None:
+    file = tmp_path / "out.jsonl"
+    with opened(tmp_path / "db") as db:
+        mine = db.memories.remember("mine", agent_id="a", user_id="u")
+        db.memories.export_jsonl(file)
+        line = json.loads(file.read_text("utf-8"))
+        file.write_text(json.dumps({**line, "user_id": "v", "text": "theirs"}), "utf-8")
+        with pytest.raises(InvalidInputError, match=r"line 1: .* another agent, user"):
+            db.memories.import_jsonl(file)
+        assert db.memories.require(mine.id) == mine
+        file.write_text(json.dumps({**line, "id": "new", "user_id": "v", "sources": [mine.id]}), "utf-8")
+        db.memories.import_jsonl(file)
+        assert db.memories.why("new").sources == ()
+        assert db.memories.why(mine.id).derived == ()

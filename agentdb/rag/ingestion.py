@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from hashlib import blake2b
 from itertools import islice
 from pathlib import PurePath
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from agentdb.embedding import Embedder, embed_texts
+from agentdb.embedding import Embedder, embed_texts, is_embedder
 from agentdb.errors import AgentDBError, InvalidInputError, MissingDependencyError
 from agentdb.filters import encode_json
 from agentdb.rag.chunking import Chunk, Chunker
@@ -119,12 +120,22 @@ class Setup:
 
 
 def _described(part: object) -> list[Any]:
-    """Return which class, or function, a part is, and its plain settings."""
+    """Return which class, or function, a part is, its plain settings, and the names of its embedders."""
+    if isinstance(part, partial):
+        return [*_described(part.func), *filter(_is_plain, part.args), _plain(part.keywords)]
     kind: Any = part if hasattr(part, "__qualname__") else type(part)
     names = [one.name for one in fields(part)] if is_dataclass(part) and not isinstance(part, type) else []
     values = {**getattr(part, "__dict__", {}), **{name: getattr(part, name) for name in names}}
-    plain = {name: one for name, one in values.items() if _is_plain(one)}
-    return [f"{getattr(kind, '__module__', None)}.{kind.__qualname__}", plain]
+    embedders = {name: [one.name, one.dimension] for name, one in values.items() if is_embedder(one)}
+    return [
+        f"{getattr(kind, '__module__', None)}.{kind.__qualname__}",
+        _plain(values),
+        *([embedders] if embedders else []),
+    ]
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: one for name, one in values.items() if _is_plain(one)}
 
 
 def _is_plain(value: object) -> bool:
@@ -246,15 +257,16 @@ class Ingestion:
         wanted = [one.id for one in batch if isinstance(one, Candidate)]
         known = dict(zip(wanted, self._tables.rows(self._name, wanted), strict=True))
         seen: set[str] = set()
-        for one in batch:
-            if isinstance(one, IngestFailure):
-                self._finish(one)
+        for found in batch:
+            if isinstance(found, IngestFailure):
+                self._finish(found)
                 continue
-            row = known[one.id]
-            if one.id in seen or one.id in self._under_way:  # given twice: the second is compared with the first
+            row = known[found.id]
+            if found.id in seen or found.id in self._under_way:  # given twice: the second is compared with the first
                 self._settle()
-                row = self._tables.rows(self._name, [one.id])[0]
-            seen.add(one.id)
+                row = self._tables.rows(self._name, [found.id])[0]
+            seen.add(found.id)
+            one = found.seen_from(None if row is None else row["root"])
             is_same = row is not None and one.stamp is not None and one.stamp.is_that_of(row)
             if row is not None and is_same and row["setup"] == self._setup.digest(one):
                 self._finish(_Same(one, row["revision"], None, 0))

@@ -104,7 +104,7 @@ class StoredDocument:
     Attributes:
         id: the same for every version of the same source.
         source: the path of a file, or what it was called.
-        root: the folder that a file was ingested from; None: it is no file.
+        root: the folder that a file was ingested from, the outermost if there were several; None: it is no file.
         title: its own, or the path of the file below the root; None: it has neither.
         content_hash: SHA-256 of its bytes, or of the UTF-8 of its text.
         size_bytes: of the file or data.

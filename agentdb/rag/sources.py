@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from hashlib import blake2b, sha256
 from pathlib import Path
@@ -73,6 +73,17 @@ class Candidate:
     root: str | None = None
     stamp: Stamp | None = None
     content: Document | None = None
+
+    def seen_from(self, root: str | None) -> Candidate:
+        """Return a file as it is called from a folder that it was ingested from before, if that one lies further up.
+
+        So a file of a folder stays what it is when it is ingested alone, or with a part of the folder.
+        """
+        if self.path is None or self.root is None or root is None or root == self.root:
+            return self
+        if Path(root) not in Path(self.root).parents:
+            return self
+        return replace(self, root=root, name=self.path.relative_to(root).as_posix())
 
     @property
     def size(self) -> int:

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -289,6 +290,43 @@ def test_another_metadata_or_chunker_is_a_change(db: agentdb.Database, embedder:
     assert counts(db.documents.ingest(given, metadata={"x": 1}, chunker=small)) == (0, 1, 0, 0, 0)
     same = agentdb.StructureChunker(count_tokens=embedder.count_tokens, chunk_tokens=20, overlap_tokens=0)
     assert counts(db.documents.ingest(given, metadata={"x": 1}, chunker=same)) == (0, 0, 1, 0, 0)
+    check(db)
+
+
+def test_settings_inside_of_a_chunker_are_settings(db: agentdb.Database, embedder: Counting) -> None:
+    def halves(text: str, parts: int = 2, *, mark: str = ".") -> list[str]:
+        return [one for one in text.split(mark, parts - 1) if one.strip()]
+
+    given = [("a", "One sentence. Another one. A third one.")]
+
+    def ingest(chunker: Any) -> tuple[int, ...]:
+        return counts(db.documents.ingest(given, chunker=chunker))[:3]
+
+    assert ingest(partial(halves, parts=2)) == (1, 0, 0)
+    assert ingest(partial(halves, parts=3)) == (0, 1, 0)
+    assert ingest(partial(halves, parts=3)) == (0, 0, 1)
+    assert ingest(agentdb.SemanticChunker(embedder=embedder)) == (0, 1, 0)
+    assert ingest(agentdb.SemanticChunker(embedder=HashingEmbedder())) == (0, 0, 1)
+    assert ingest(agentdb.SemanticChunker(embedder=HashingEmbedder(64))) == (0, 1, 0)
+    check(db)
+
+
+def test_a_file_alone_is_the_file_of_its_folder(db: agentdb.Database, folder: Path) -> None:
+    tides, crew = folder / "deep" / "tides.txt", folder / "deep" / "er" / "crew.json"
+    db.documents.ingest(crew)
+    assert counts(db.documents.ingest(folder)) == (2, 1, 0, 0, 0)  # it is crew.json of deep/er by now
+    stored = db.documents.list()
+    assert {one.root for one in stored} == {str(folder)}
+    assert [one.title for one in stored] == ["deep/er/crew.json", "deep/tides.txt", "Guide"]
+    for source in ([tides, crew], folder / "deep", folder / "deep" / "er", folder):
+        report = db.documents.ingest(source)
+        assert report.unchanged == len(report.document_ids) > 0
+    tides.write_text("Ebb and flow.")
+    assert counts(db.documents.ingest(tides)) == (0, 1, 0, 0, 0)
+    assert next(one for one in db.documents.list() if one.source == str(tides)).title == "deep/tides.txt"
+    # A folder further up is another matter.
+    assert counts(db.documents.ingest(folder.parent, include="*.txt")) == (0, 1, 0, 0, 0)
+    assert counts(db.documents.ingest(folder)) == (0, 0, 3, 0, 0)
     check(db)
 
 

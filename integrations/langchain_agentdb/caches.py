@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from langchain_core.caches import BaseCache
@@ -196,10 +196,12 @@ class _Prompts:
 class AgentDBSemanticCache(Closing, BaseCache):
     """Answers by model, to the letter, and by what the prompt says: a question asked in other words gets the same answer.
 
-    A chat's prompt is read as its messages: who says what. Prompts with images or calls of tools in them, and those longer than
-    ``max_prompt_chars``, are only met to the letter, because vectors of long texts tell too little, and an embedder that cuts a
-    text takes different prompts for the same. What means the same is the embedding's judgement: choose ``min_score`` with
-    prompts of your own; nearly equal sentences with another number or name in them are near each other, too.
+    Of a chat only the last message is met by its meaning: what stands before it, the system prompt first of all, and who speaks,
+    must be the same to the letter, because an answer that was given under other instructions, or about something else, is
+    another one. Prompts with images or calls of tools in them, and last messages of more than ``max_prompt_chars``, are only met
+    to the letter, because vectors of long texts tell too little, and an embedder that cuts a text takes different prompts for the
+    same. What means the same is the embedding's judgement: choose ``min_score`` with prompts of your own; nearly equal sentences
+    with another number or name in them are near each other, too.
 
     Args:
         embedding: LangChain embeddings; or an AgentDB embedder; None: that of the database.
@@ -207,7 +209,7 @@ class AgentDBSemanticCache(Closing, BaseCache):
             first call.
         collection: holds the prompts as vectors; of one embedding only.
         min_score: the cosine from which two prompts mean the same, above 0 and at most 1.
-        max_prompt_chars: longer prompts are met to the letter only.
+        max_prompt_chars: longer prompts, or last messages, are met to the letter only.
         ttl_s: how long an answer counts, in seconds; None: until it is cleared.
         allow: classes of messages of your own.
 
@@ -251,23 +253,24 @@ class AgentDBSemanticCache(Closing, BaseCache):
             IntegrityError: what is stored is no answer, or names a class that is not allowed.
         """
         found = self._exact.lookup(prompt, llm_string)
-        said = _said(prompt, self._max_prompt_chars)
-        if found is not None or said is None:
+        asked = _asked(prompt, self._max_prompt_chars)
+        if found is not None or asked is None:
             return found
-        return self._nearest(self._embeddings.embed_query(said), llm_string)
+        return self._nearest(asked, self._embeddings.embed_query(asked.words), llm_string)
 
     async def alookup(self, prompt: str, llm_string: str) -> list[Generation] | None:
         """Do what `lookup` does, without blocking the event loop."""
         found = await self._exact.alookup(prompt, llm_string)
-        said = _said(prompt, self._max_prompt_chars)
-        if found is not None or said is None:
+        asked = _asked(prompt, self._max_prompt_chars)
+        if found is not None or asked is None:
             return found
-        vector = await self._embeddings.aembed_query(said)
-        return await self._connection.run("read", lambda: self._nearest(vector, llm_string))
+        vector = await self._embeddings.aembed_query(asked.words)
+        return await self._connection.run("read", lambda: self._nearest(asked, vector, llm_string))
 
-    def _nearest(self, vector: Sequence[float], llm_string: str) -> list[Generation] | None:
+    def _nearest(self, asked: _Asked, vector: Sequence[float], llm_string: str) -> list[Generation] | None:
         prompts = self._connection()
-        mine = (field("model") == _digest(llm_string)) & ~(field("expires_at") <= _now(prompts.db).timestamp())
+        mine = (field("model") == _digest(llm_string)) & (field("frame") == asked.frame)
+        mine &= ~(field("expires_at") <= _now(prompts.db).timestamp())
         hits = prompts.rows.read(
             lambda found: found.search(vector, 1, filter=mine, min_score=self._min_score, include=["metadata"])
         )
@@ -288,24 +291,33 @@ class AgentDBSemanticCache(Closing, BaseCache):
         Raises:
             InvalidInputError: it holds something else than plain data.
         """
-        said = _said(prompt, self._max_prompt_chars)
-        vector = None if said is None else self._embeddings.embed_query(said)
-        self._store(prompt, llm_string, return_val, vector)
+        asked = _asked(prompt, self._max_prompt_chars)
+        vector = None if asked is None else self._embeddings.embed_query(asked.words)
+        self._store(prompt, llm_string, return_val, asked, vector)
 
     async def aupdate(self, prompt: str, llm_string: str, return_val: Sequence[Generation]) -> None:
         """Do what `update` does, without blocking the event loop."""
-        said = _said(prompt, self._max_prompt_chars)
-        vector = None if said is None else await self._embeddings.aembed_query(said)
-        await self._connection.run("write", lambda: self._store(prompt, llm_string, return_val, vector))
+        asked = _asked(prompt, self._max_prompt_chars)
+        vector = None if asked is None else await self._embeddings.aembed_query(asked.words)
+        await self._connection.run("write", lambda: self._store(prompt, llm_string, return_val, asked, vector))
 
     def _store(
-        self, prompt: str, llm_string: str, return_val: Sequence[Generation], vector: Sequence[float] | None
+        self,
+        prompt: str,
+        llm_string: str,
+        return_val: Sequence[Generation],
+        asked: _Asked | None,
+        vector: Sequence[float] | None,
     ) -> None:
         answer = pack_generations(return_val, self._classes)
-        if vector is not None:
+        if asked is not None and vector is not None:
             prompts = self._connection()
             model = _digest(llm_string)
-            metadata: dict[str, Any] = {"model": model, "answer": base64.b64encode(answer).decode()}
+            metadata: dict[str, Any] = {
+                "model": model,
+                "frame": asked.frame,
+                "answer": base64.b64encode(answer).decode(),
+            }
             if self._ttl is not None:
                 metadata["expires_at"] = (_now(prompts.db) + self._ttl).timestamp()
             ids, matrix = [_digest(f"{model} {_digest(prompt)}")], check_vectors([vector], source="embedding")
@@ -329,29 +341,44 @@ class AgentDBSemanticCache(Closing, BaseCache):
         await self._connection.run("write", lambda: self.clear(llm_string=llm_string, **kwargs))
 
 
-def _said(prompt: str, max_chars: int) -> str | None:
-    """Return what a prompt says, in words; None if that is not all of it, or too much."""
-    text = _spoken(prompt)
-    return text if text and len(text) <= max_chars else None
+class _Asked(NamedTuple):
+    """A prompt as it is met by its meaning: the words of the last message, and a digest of all that must be the same."""
+
+    words: str
+    frame: str
 
 
-def _spoken(prompt: str) -> str | None:
-    """Return a prompt as words: that of a chat model, which is JSON, as its messages; None if they hold more than words."""
+def _asked(prompt: str, max_chars: int) -> _Asked | None:
+    """Return what a prompt asks, in words; None if that is not all of it, or too much."""
+    spoken = _spoken(prompt)
+    if not spoken or not 0 < len(spoken[-1][1]) <= max_chars:
+        return None
+    speaker, words = spoken[-1]
+    try:
+        words.encode()
+    except UnicodeEncodeError:  # a lone surrogate, of which no embedder makes anything
+        return None
+    return _Asked(words, _digest(json.dumps([spoken[:-1], speaker])))
+
+
+def _spoken(prompt: str) -> list[tuple[list[Any], str]] | None:
+    """Return who says what, in order, in the prompt of a chat model, which is JSON; None if there is more in it than words."""
+    said_by_nobody: list[tuple[list[Any], str]] = [([], prompt)]
     if not prompt.startswith("["):
-        return prompt
+        return said_by_nobody
     try:
         messages = json.loads(prompt)
     except (ValueError, RecursionError):
-        return prompt
-    lines: list[str] = []
+        return said_by_nobody
+    spoken: list[tuple[list[Any], str]] = []
     for one in messages:
         if not isinstance(one, dict) or one.get("type") != "constructor" or not isinstance(one.get("kwargs"), dict):
-            return prompt
-        said = _words(one["kwargs"])
-        if said is None:
+            return said_by_nobody
+        words = _words(one["kwargs"])
+        if words is None:
             return None
-        lines.append(said if len(messages) == 1 else f"{one['kwargs'].get('type')}: {said}")
-    return "\n".join(lines)
+        spoken.append(([one["kwargs"].get(key) for key in ("type", "role", "name")], words))
+    return spoken
 
 
 def _words(message: dict[str, Any]) -> str | None:

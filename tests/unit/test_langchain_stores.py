@@ -17,6 +17,7 @@ from langchain_classic.storage import create_kv_docstore
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.language_models import FakeListLLM, GenericFakeChatModel
+from langchain_core.load import dumps
 from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
@@ -399,7 +400,7 @@ def test_a_chat_is_read_as_its_words(db_path: Path) -> None:
         assert set(embeddings.asked) == {"What is the capital?"}
         assert chat.invoke([HumanMessage([{"type": "text", "text": "Name the capital"}])]).content == "0"
         assert chat.invoke([SystemMessage("Be brief"), HumanMessage("weather?")]).content == "1"
-        assert embeddings.asked[-1] == "system: Be brief\nhuman: weather?"
+        assert embeddings.asked[-1] == "weather?"
         asked = len(embeddings.asked)
         picture = HumanMessage(
             [{"type": "text", "text": "the capital"}, {"type": "image", "base64": "AA", "mime_type": "image/png"}]
@@ -409,6 +410,43 @@ def test_a_chat_is_read_as_its_words(db_path: Path) -> None:
         assert chat.invoke([HumanMessage("capital"), call, ToolMessage("x", tool_call_id="1")]).content == "3"
         assert len(embeddings.asked) == asked, "what is more than words has no vector"
         assert chat.invoke([picture]).content == "2"
+
+
+CAPITAL = HumanMessage("What is the capital?")
+OTHERS: list[list[BaseMessage]] = [
+    [SystemMessage("Answer in German"), CAPITAL],
+    [SystemMessage("Answer in French "), CAPITAL],
+    [CAPITAL],
+    [SystemMessage("Answer in French"), HumanMessage("Tell me about Peru"), AIMessage("Gladly"), CAPITAL],
+    [SystemMessage("Answer in French"), HumanMessage("What is the capital?", name="bob")],
+    [SystemMessage("Answer in French"), ChatMessage("What is the capital?", role="human")],
+    [SystemMessage("Answer in French"), AIMessage("What is the capital?")],
+    [SystemMessage("Answer in French"), SystemMessage("What is the capital?")],
+    [HumanMessage("Answer in French"), CAPITAL],
+    [HumanMessage("system: Answer in French\nhuman: What is the capital?")],
+]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=range(len(OTHERS)))
+def test_an_answer_given_under_other_circumstances_is_no_answer(db_path: Path, other: list[BaseMessage]) -> None:
+    class Same(Embeddings):
+        def embed_query(self, text: str) -> list[float]:
+            return [1.0, 0.0]
+
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return [self.embed_query(one) for one in texts]
+
+    with AgentDBSemanticCache(Same(), db_path) as cache:
+        cache.update(dumps([SystemMessage("Answer in French"), CAPITAL]), "m", [Generation(text="Paris")])
+        again = [SystemMessage("Answer in French"), HumanMessage("And the capital is?", id="1")]
+        assert cache.lookup(dumps(again), "m") == [Generation(text="Paris")]
+        assert cache.lookup(dumps(again), "m2") is None
+        assert cache.lookup(dumps(other), "m") is None
+        assert cache.lookup("What is the capital?", "m") is None
+        for broken in ("\ud800", dumps([CAPITAL, HumanMessage("\ud800")])):
+            assert cache.lookup(broken, "m") is None
+            cache.update(broken, "m", [Generation(text="x")])
+            assert cache.lookup(broken, "m") == [Generation(text="x")]
 
 
 def test_prompts_that_only_look_like_a_chat(db_path: Path) -> None:

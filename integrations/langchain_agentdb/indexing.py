@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
@@ -328,8 +328,10 @@ class AgentDBDocumentIndex(Closing, DocumentIndex):
 
 
 def _strings(name: str, values: Sequence[str]) -> list[str]:
-    if isinstance(values, str):
-        raise InvalidInputError(f"{name} must be a list of strings, not one string")
+    given_values: object = values
+    if isinstance(given_values, str) or not isinstance(given_values, Iterable):
+        shown = "one string" if isinstance(given_values, str) else type(given_values).__name__
+        raise InvalidInputError(f"{name} must be a list of strings, not {shown}")
     listed = list(values)
     for i, one in enumerate(listed):
         given: object = one

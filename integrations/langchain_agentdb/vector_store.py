@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -241,12 +242,15 @@ class AgentDBVectorStore(Closing, VectorStore):
         Ids that do not exist are no error.
 
         Raises:
-            InvalidInputError: both are given, or one cannot be accepted.
+            InvalidInputError: both are given, one cannot be accepted, or the filter is an empty dictionary, which would delete
+                all that is there because a condition was forgotten.
         """
         _refuse(kwargs)
         condition = to_filter(filter)
         if ids is not None and condition is not None:
             raise InvalidInputError("delete takes either ids or a filter")
+        if filter is not None and condition is None:
+            raise InvalidInputError("filter must not be empty; delete() deletes all documents")
         if ids is not None:
             listed = _ids(ids)
             self._connection().read(lambda found: found.delete(listed))
@@ -435,6 +439,9 @@ class AgentDBVectorStore(Closing, VectorStore):
     ) -> list[Document]:
         """Do what `max_marginal_relevance_search` does for a vector `[D]`."""
         given = _options(kwargs, _MMR_OPTIONS)
+        for name, value in (("k", k), ("fetch_k", fetch_k)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InvalidInputError(f"{name} must be an int of 1 or more, not {value!r:.40}")
         hits = self._connection().read(
             lambda one: one.max_marginal_relevance(embedding, k, max(k, fetch_k), lambda_mult, **given)
         )
@@ -507,26 +514,30 @@ def to_document(hit: Hit) -> Document:
 
 
 def _checked(
-    texts: Iterable[str], metadatas: Sequence[dict[str, Any] | None] | None, ids: Sequence[str | None] | None
-) -> tuple[list[str], list[dict[str, Any]], Sequence[str | None] | None]:
+    texts: Iterable[str], metadatas: Iterable[dict[str, Any] | None] | None, ids: Iterable[str | None] | None
+) -> tuple[list[str], list[dict[str, Any]], list[str | None] | None]:
     """Return what is to be added, as many of each."""
-    if isinstance(texts, str):
-        raise InvalidInputError("texts must be a list of strings, not one string")
-    listed = list(texts)
-    for i, one in enumerate(listed):
-        given: object = one
-        if not isinstance(given, str):
-            raise InvalidInputError(f"texts[{i}] must be a str, not {type(given).__name__}")
-    if isinstance(ids, str):
-        raise InvalidInputError("ids must be a list of strings, not one string")
-    for name, values in (("metadatas", metadatas), ("ids", ids)):
+    listed: list[str] = _in_order("texts", texts, "strings")
+    given_ids: list[str | None] | None = None if ids is None else _in_order("ids", ids, "strings")
+    metadata = [{} for _ in listed] if metadatas is None else _in_order("metadatas", metadatas, "dictionaries")
+    for name, values in (("metadatas", metadata), ("ids", given_ids)):
         if values is not None and len(values) != len(listed):
             raise InvalidInputError(f"{name} must be as many as the texts: {len(listed)}, not {len(values)}")
-    for i, one_id in enumerate(ids or ()):
-        named: object = one_id
-        if not (named is None or isinstance(named, str)):
-            raise InvalidInputError(f"ids[{i}] must be a str or None, not {type(named).__name__}")
-    return listed, [one or {} for one in metadatas] if metadatas is not None else [{} for _ in listed], ids
+    for i, one in enumerate(listed):
+        if not isinstance(one, str):
+            raise InvalidInputError(f"texts[{i}] must be a str, not {type(one).__name__}")
+    for i, one_id in enumerate(given_ids or ()):
+        if not (one_id is None or isinstance(one_id, str)):
+            raise InvalidInputError(f"ids[{i}] must be a str or None, not {type(one_id).__name__}")
+    return listed, [{} if one is None else one for one in metadata], given_ids
+
+
+def _in_order(name: str, values: Any, what: str) -> list[Any]:
+    """Return values that belong together by their places: a set has none."""
+    if isinstance(values, str | bytes | Mapping | AbstractSet) or not isinstance(values, Iterable):
+        shown = "one string" if isinstance(values, str) else type(values).__name__
+        raise InvalidInputError(f"{name} must be a list of {what}, not {shown}")
+    return list(values)
 
 
 def _ids(ids: Any) -> list[str]:

@@ -211,6 +211,7 @@ def test_wrong_arguments_are_named(db: agentdb.Database) -> None:
         (lambda: records.update(["a"], group_ids=["g", "h"]), "group_ids must be as many as the keys: 1, not 2"),
         (lambda: records.update("abc"), "keys must be a list of strings, not one string"),
         (lambda: records.update(["a", 3]), r"keys\[1\] must be a str, not int"),
+        (lambda: records.update(None), "keys must be a list of strings, not NoneType"),
         (lambda: records.list_keys(group_ids="g"), "group_ids must be a list of strings"),
         (lambda: AgentDBRecordManager(db, namespace=3), "namespace must be a str, not int"),
         (lambda: AgentDBDocumentIndex(EMBEDDING, db).delete(), "delete takes ids"),

@@ -129,6 +129,33 @@ def test_ids_are_kept_made_and_replaced(store: AgentDBVectorStore) -> None:
     ]
 
 
+ODD_IDS = ["a b", "'; DROP TABLE", "\0", "🙂", "\n", "%", "../x", "a" * 1024, " ", "None"]
+
+
+def test_ids_of_any_characters_and_generators(store: AgentDBVectorStore) -> None:
+    texts = [f"text {i}" for i in range(len(ODD_IDS))]
+    assert store.add_texts(iter(texts), ({"i": i} for i in range(len(texts))), ids=iter(ODD_IDS)) == ODD_IDS
+    assert names(store.get_by_ids(ODD_IDS)) == ODD_IDS
+    assert [one.metadata["i"] for one in store.get_by_ids(iter(ODD_IDS))] == list(range(len(ODD_IDS)))
+    for one, text in zip(ODD_IDS, texts, strict=True):
+        assert names(store.similarity_search(text, k=1)) == [one]
+    made = store.add_texts(["x", "y", "z"], ids=[" ", None, " "])
+    assert (made[0], made[2]) == (" ", " ")
+    assert made[1] not in ODD_IDS
+    assert [one.page_content for one in store.get_by_ids([" ", made[1]])] == ["z", "y"]
+    store.delete(ODD_IDS)
+    assert names(store.similarity_search("x", k=99)) == [made[1]]
+
+
+def test_metadata_may_be_called_like_parts_of_a_row(store: AgentDBVectorStore) -> None:
+    reserved = {"id": "other", "text": "T", "metadata": {"id": 1}, "vector": [1], "score": 3, "_id": 1}
+    store.add_texts(["a", "b"], [reserved, {}], ids=["a", "b"])
+    assert store.get_by_ids(["a"])[0].metadata == reserved
+    for condition in ({"id": "other"}, {"text": "T"}, {"metadata": {"id": 1}}, {"score": {"$gt": 2}}, {"_id": 1}):
+        assert names(store.similarity_search("b", filter=condition)) == ["a"], condition
+    assert store.similarity_search("b", filter={"id": "a"}) == []
+
+
 def test_of_equal_ids_in_one_call_the_last_counts(store: AgentDBVectorStore) -> None:
     assert store.add_texts(["a", "b", "c"], [{"n": 1}, {"n": 2}, {"n": 3}], ids=["x", "y", "x"]) == ["x", "y", "x"]
     assert store.embeddings.documents == ["c", "b"]
@@ -180,6 +207,19 @@ def test_wrong_arguments_are_named(store: AgentDBVectorStore, tmp_path: Path) ->
         (lambda: store.similarity_search_by_vector([1.0] * D, mode="hybrid"), "must have a text for mode 'hybrid'"),
         (lambda: store.get_by_ids("abc"), "ids must be a list of strings, not str"),
         (lambda: store.delete(["a"], filter={"a": 1}), "either ids or a filter"),
+        (lambda: store.delete(filter={}), "filter must not be empty"),
+        (lambda: store.delete(["a"], filter={}), "filter must not be empty"),
+        (lambda: store.add_texts(["a"], ids={"a"}), "ids must be a list of strings, not set"),
+        (lambda: store.add_texts({"a"}), "texts must be a list of strings, not set"),
+        (lambda: store.add_texts(["a"], {"n": 1}), "metadatas must be a list of dictionaries, not dict"),
+        (lambda: store.add_texts(["a"], [[]]), r"metadata\[0\] must be a mapping or None, not list"),
+        (lambda: store.add_texts(["a"], ids=3), "ids must be a list of strings, not int"),
+        (
+            lambda: store.max_marginal_relevance_search("x", fetch_k=None),
+            "fetch_k must be an int of 1 or more, not None",
+        ),
+        (lambda: store.max_marginal_relevance_search("x", fetch_k=-1), "fetch_k must be an int of 1 or more, not -1"),
+        (lambda: store.max_marginal_relevance_search("x", k="2"), "k must be an int of 1 or more, not '2'"),
         (lambda: AgentDBVectorStore(Numbered(), 3), "db_or_path must be a database or the path of one, not int"),
         (
             lambda: AgentDBVectorStore(3, tmp_path / "db"),
@@ -258,6 +298,35 @@ def test_the_three_search_types_of_a_retriever(store: AgentDBVectorStore) -> Non
     close = store.as_retriever(search_type="similarity_score_threshold", search_kwargs={"score_threshold": 0.0})
     assert close.invoke("query") == store.similarity_search("query")
     assert plain.tags == ["AgentDBVectorStore", "Numbered"]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "dot", "euclidean"])
+def test_relevance_of_the_farthest_and_of_nothing(db_path: Path, metric: Any) -> None:
+    vectors = {"far": [-1.0, 0.0], "near": [1.0, 0.0], "zero": [0.0, 0.0], "huge": [1e15, 0.0]}
+
+    class Given(Embeddings):
+        def embed_query(self, text: str) -> list[float]:
+            return vectors[text]
+
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return [self.embed_query(one) for one in texts]
+
+    with AgentDBVectorStore(Given(), db_path, metric=metric) as store:
+        texts = ["far", "near", "huge"]
+        if metric == "cosine":
+            with pytest.raises(InvalidInputError, match="zero vector"):
+                store.add_texts([*texts, "zero"])
+        else:
+            texts.append("zero")
+        store.add_texts(texts, ids=texts)
+        for query in texts:
+            found = store.similarity_search_with_relevance_scores(query, k=9)
+            assert len(found) == len(texts)
+            assert all(0.0 <= score <= 1.0 for _, score in found)
+            by_id = {one.id: score for one, score in found}
+            assert by_id[query] == 1.0 or metric == "dot"
+            assert by_id["far"] < by_id["near"] or query in ("far", "zero", "huge")
+        assert len(store.max_marginal_relevance_search("near", k=9, fetch_k=1)) == len(texts)
 
 
 @pytest.mark.parametrize("lambda_mult", [0.0, 0.3, 0.5, 1.0])

@@ -81,8 +81,11 @@ class MemoryEmbedding:
             log.warning("memories are recalled by words alone: %s", type(error).__name__)
             return None
 
-    def fill(self, rows: Sequence[Row], *, of: Sequence[Row] | None = None) -> None:
+    def fill(self, rows: Sequence[Row], *, of: Sequence[Row] | None = None) -> Sequence[str]:
         """Put vectors into new rows, each in the context of those before it; what fails stays to be embedded later.
+
+        Return the ids of stored memories that were read as context: if one is erased before the rows are stored, their vectors
+        must not be.
 
         Args:
             rows: in the order in which they are said.
@@ -90,11 +93,12 @@ class MemoryEmbedding:
         """
         wanted = rows if of is None else of
         if not wanted:
-            return
-        before = self._before(rows)
+            return []
+        before, read = self._before(rows)
         readings = [Reading.of(spoken(row), before[row["id"]]) for row in wanted]
         for row, vectors in zip(wanted, self.attempt(readings) or [], strict=False):
             row.update(vectors)
+        return read
 
     def attempt(self, readings: Sequence[Reading]) -> Sequence[Row] | None:
         """Return the columns that hold the vectors of memories; None where no embedder is installed, or it fails."""
@@ -114,8 +118,8 @@ class MemoryEmbedding:
             encoded += encoder.encode(readings[start : start + _AT_ONCE])
         return [{"embedder": name, "vector": one.vector, "tokens": one.tokens} for one in encoded]
 
-    def _before(self, rows: Sequence[Row]) -> Mapping[str, list[str]]:
-        """Return what was said before each new row in its session, oldest first."""
+    def _before(self, rows: Sequence[Row]) -> tuple[Mapping[str, list[str]], Sequence[str]]:
+        """Return what was said before each new row in its session, oldest first, and which stored memories say it."""
         tables = self._core.tables
         heads = heads_of(tables.heads, [scope_of(row) for row in rows if row["session_id"] is not None])
         ids = [memory_id for head in heads.values() for memory_id in head.newest]
@@ -127,7 +131,7 @@ class MemoryEmbedding:
             found[row["id"]] = list(tail[-CONTEXT_MEMORIES:])
             if row["session_id"] is not None:
                 tail.append(spoken(row))
-        return found
+        return found, list(said)
 
     def embed_waiting(self, rows: AgentRows, limit: int, *, is_strict: bool = False) -> int:
         """Embed memories of an agent that have no vector of the embedder, oldest first; return how many.
@@ -147,10 +151,10 @@ class MemoryEmbedding:
             waiting = np.flatnonzero(rows.live & ~rows.embedded)
             waiting = waiting[np.argsort(rows.number("recorded_at")[waiting], kind="stable")][:limit]
             found = [row for row in memories.get_many([rows.ids[slot] for slot in waiting]) if row is not None]
-            said = {row["id"]: self._said_before(row) for row in found}
+            before = {row["id"]: self._before_stored(row) for row in found}
         if not found:
             return 0
-        readings = [Reading.of(spoken(row), said[row["id"]]) for row in found]
+        readings = [Reading.of(spoken(row), [spoken(one) for one in before[row["id"]]]) for row in found]
         made = self._columns(readings) if is_strict else self.attempt(readings)
         if made is None:
             return 0
@@ -158,14 +162,23 @@ class MemoryEmbedding:
 
         def work() -> int:
             current = [row for row in memories.get_many(list(vectors)) if row is not None]
-            changed = [{**row, **vectors[row["id"]][1]} for row in current if spoken(row) == vectors[row["id"]][0]]
+            read = list(dict.fromkeys(one["id"] for its in before.values() for one in its))
+            gone = (
+                {one for one, row in zip(read, memories.get_many(read), strict=True) if row is None} if read else set()
+            )
+            changed = [
+                {**row, **vectors[row["id"]][1]}
+                for row in current
+                # Nor may a vector have read what was erased meanwhile.
+                if spoken(row) == vectors[row["id"]][0] and not any(one["id"] in gone for one in before[row["id"]])
+            ]
             memories.put_many(changed)
             return len(changed)
 
         return self._core.engine.transact(work)
 
-    def _said_before(self, row: Row) -> Sequence[str]:
-        """Return what was said before a stored memory in its session, oldest first."""
+    def _before_stored(self, row: Row) -> Sequence[Row]:
+        """Return the memories before a stored one in its session, oldest first."""
         if row["session_id"] is None:
             return []
         before = And(
@@ -173,6 +186,5 @@ class MemoryEmbedding:
             Compare(("ordinal",), "gte", row["ordinal"] - CONTEXT_MEMORIES),
             Compare(("ordinal",), "lt", row["ordinal"]),
         )
-        columns = ["ordinal", "text", "speaker", "role"]
-        found = self._core.tables.memories.scan(before, order_by="ordinal", columns=columns)
-        return [spoken(one) for one in found]
+        columns = ["id", "ordinal", "text", "speaker"]
+        return list(self._core.tables.memories.scan(before, order_by="ordinal", columns=columns))

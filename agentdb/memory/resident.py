@@ -53,6 +53,7 @@ COLUMNS = (
 )
 _FOR_RECALL = ("terms", "tokens")
 """Most of the bytes of a memory, and of no use to upkeep."""
+_NO_CODE = -2
 NEVER, FOREVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 _K1, _B = 1.2, 0.4
@@ -61,6 +62,8 @@ _SHORT_TERMS = 64
 """A memory of at most so many terms is read together with its neighbours; a longer one would drown them, or they it."""
 _NEIGHBOURS = (-2, -1, 1, 2)
 _COMPACT_ROWS = 1_024
+_EMPTY_BYTES = 10_000
+"""About what an agent without memories takes: whoever asks for many agents that do not exist must not fill the memory."""
 
 Mask = npt.NDArray[np.bool_]
 Slots = npt.NDArray[np.int64]
@@ -148,7 +151,7 @@ class AgentRows:
     @property
     def nbytes(self) -> int:
         """About how much memory the rows take."""
-        return self._vectors.nbytes + self._bm25.nbytes + self._token_bytes + 400 * self.size
+        return _EMPTY_BYTES + self._vectors.nbytes + self._bm25.nbytes + self._token_bytes + 400 * self.size
 
     def advance(self) -> bool:
         """Go to the state of the current snapshot; False: inside a transaction, or in an older state, it cannot be had."""
@@ -297,9 +300,11 @@ class AgentRows:
         return found
 
     def _scoped(self, scope: Scope) -> ScopeRows:
-        chosen = self.live & (self.number("scope") == self.code("scope", scope.user_id, scope.namespace))
+        walls = scope.user_id, scope.namespace
+        # A scope that is asked for and is not there gets no number: there may be any number of those.
+        chosen = self.live & (self.number("scope") == self._codes.get(("scope", *walls), _NO_CODE))
         if scope.session_id is not None:
-            chosen &= self.number("session") == self.code("session", scope.user_id, scope.namespace, scope.session_id)
+            chosen &= self.number("session") == self._codes.get(("session", *walls, scope.session_id), _NO_CODE)
         slots = np.flatnonzero(chosen)
         slots = slots[np.lexsort((self.number("ordinal")[slots], self.number("session")[slots]))]
         place = np.full(self.size, -1, np.int64)
@@ -406,6 +411,7 @@ class AgentCache:
         self._mutex = threading.Lock()
         self._agents: OrderedDict[tuple[str, str | None], AgentRows] = OrderedDict()
         self._bytes: dict[tuple[str, str | None], int] = {}
+        self._total = 0
 
     def agent(self, agent_id: str, embedder: str | None, dimension: int) -> AgentRows:
         """Return the rows of an agent; `AgentRows.advance` brings them to the state of a snapshot."""
@@ -414,16 +420,22 @@ class AgentCache:
             rows = self._agents.get(name)
             if rows is None:
                 rows = self._agents[name] = AgentRows(self._table, agent_id, embedder, dimension, device=self._device)
+                self._count(name, rows.nbytes)
             self._agents.move_to_end(name)
             return rows
 
     def note(self, agent_id: str, embedder: str | None, nbytes: int) -> None:
         """Take down how much an agent takes, and let go of others for it; searches under way keep theirs to the end."""
         with self._mutex:
-            self._bytes[agent_id, embedder] = nbytes
-            while sum(self._bytes.values()) > self._budget_bytes and len(self._agents) > 1:
-                name, _ = self._agents.popitem(last=False)
-                self._bytes.pop(name, None)
+            if (agent_id, embedder) in self._agents:  # otherwise it had to make room meanwhile
+                self._count((agent_id, embedder), nbytes)
+
+    def _count(self, name: tuple[str, str | None], nbytes: int) -> None:
+        self._total += nbytes - self._bytes.get(name, 0)
+        self._bytes[name] = nbytes
+        while self._total > self._budget_bytes and len(self._agents) > 1:
+            oldest, _ = self._agents.popitem(last=False)
+            self._total -= self._bytes.pop(oldest)
 
     def one_off(self, agent_id: str, embedder: str | None, dimension: int) -> AgentRows:
         """Return the rows of an agent that are read once, as a transaction sees them."""

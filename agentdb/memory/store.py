@@ -388,8 +388,11 @@ class AgentMemories:
         agent_id = check_identifier("agent_id", agent_id)
         if self._core.is_empty:
             return 0
-        rows = self._core.resident.agent(agent_id, *self._embedding.space())
-        return self._embedding.embed_waiting(rows, limit, is_strict=True)
+        (name, dimension), cache = self._embedding.space(), self._core.resident
+        rows = cache.agent(agent_id, name, dimension)
+        done = self._embedding.embed_waiting(rows, limit, is_strict=True)
+        cache.note(agent_id, name, rows.nbytes)
+        return done
 
     # --- changing -----------------------------------------------------------------------------------------------------
 

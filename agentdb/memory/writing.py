@@ -147,13 +147,16 @@ class Writer:
         for row, terms in zip(rows, encode_terms([searched(row) for row in rows]).to_pylist(), strict=True):
             row["terms"] = terms
         # Outside the write lock: an embedder takes its time. Whoever writes in the same session meanwhile is no context.
-        self._embedding.fill(rows, of=[row for row in rows if row["tier"] != "working"])
-        self._core.engine.transact(lambda: self._store(drafts))
+        read = self._embedding.fill(rows, of=[row for row in rows if row["tier"] != "working"])
+        self._core.engine.transact(lambda: self._store(drafts, read))
         return self._core.read([one.repeats or one.row["id"] for one in drafts])
 
-    def _store(self, drafts: Sequence[_Draft]) -> None:
+    def _store(self, drafts: Sequence[_Draft], read: Sequence[str]) -> None:
         """Give drafts their places and put them into the tables; inside a transaction, perhaps for the second time."""
         now, tables = self._core.now(), self._core.tables
+        if read and None in tables.memories.get_many(read):  # erased meanwhile: no vector may have read it
+            for one in drafts:
+                one.row.update(dict.fromkeys(("embedder", "vector", "tokens")))
         heads = heads_of(tables.heads, [one.scope for one in drafts])
         known = self._known([(one.scope.agent_id, one.digest) for one in drafts if heads[head_key(one.scope)].last])
         rows: dict[str, Row] = {}

@@ -478,6 +478,34 @@ def test_erasing_makes_the_vectors_of_those_behind_it_anew(memories: AgentMemori
 # --- recalling ----------------------------------------------------------------------------------------------------------
 
 
+def test_no_vector_has_read_what_was_erased_while_it_was_made(
+    memories: AgentMemories, embedder: CountingEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both where a memory is embedded as it is remembered and where it is embedded later."""
+
+    def is_embedded(memory_id: str) -> bool:
+        return memories._core.tables.memories.require(memory_id)["vector"] is not None
+
+    def erase_meanwhile(memory_id: str) -> None:
+        def embed_tokens(texts: Sequence[str], kind: Any = "document") -> Any:
+            monkeypatch.undo()
+            memories.erase(memory_id)
+            return embedder.embed_tokens(texts, kind)
+
+        monkeypatch.setattr(embedder, "embed_tokens", embed_tokens)
+
+    first = memories.remember("secret", agent_id="a", session_id="s")
+    erase_meanwhile(first.id)
+    second = memories.remember("behind it", agent_id="a", session_id="s")
+    assert not is_embedded(second.id)
+    third = memories.remember("at hand", agent_id="a", session_id="s", tier="working")
+    erase_meanwhile(second.id)
+    assert memories.embed_pending("a") == 0
+    assert not is_embedded(third.id)
+    assert memories.embed_pending("a") == 1
+    assert is_embedded(third.id)
+
+
 def test_recall_explains_itself(memories: AgentMemories) -> None:
     memories.remember("I went to Lisbon.", agent_id="a", session_id="s", speaker="Bob", role="user")
     memories.remember("How nice, was it warm?", agent_id="a", session_id="s", speaker="Ann", role="assistant")

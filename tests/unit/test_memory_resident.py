@@ -26,7 +26,10 @@ def test_rows_that_were_followed_are_as_rows_read_anew(db_path: Path) -> None:
     with agentdb.open(db_path, embedder=HashingEmbedder(48), config=Config(maintenance=False)) as db:
         made = db.memories.remember_many(MemoryWrite(content=one, agent_id="a", session_id="s") for one in SAID)
         followed = rows_of(db)
-        scope, query = Scope("a", None, None, None), Encoder(HashingEmbedder(48)).encode_queries(["warm in Lisbon in May"])[0]
+        scope, query = (
+            Scope("a", None, None, None),
+            Encoder(HashingEmbedder(48)).encode_queries(["warm in Lisbon in May"])[0],
+        )
         for step in ("nothing", "update", "forget", "flush", "erase", "more"):
             match step:
                 case "update":
@@ -63,16 +66,35 @@ def test_rows_that_were_followed_are_as_rows_read_anew(db_path: Path) -> None:
 def test_agents_used_longest_ago_make_room(db_path: Path) -> None:
     with agentdb.open(db_path, embedder=HashingEmbedder(48), config=Config(maintenance=False)) as db:
         db.memories.remember("x", agent_id="a")
-        cache = AgentCache(db.table("_memories"), 1_000)
+        cache = AgentCache(db.table("_memories"), 100_000)
         first = cache.agent("a", "e", 48)
         assert cache.agent("a", "e", 48) is first
-        cache.note("a", "e", 600)
+        cache.note("a", "e", 60_000)
         cache.agent("b", "e", 48)
-        cache.note("b", "e", 300)
+        cache.note("b", "e", 30_000)
         assert cache.agent("a", "e", 48) is first
-        cache.note("a", "e", 900)
+        cache.note("a", "e", 90_000)
         assert cache.agent("a", "e", 48) is first
         assert len(cache._agents) == 1
+        cache.note("b", "e", 30_000)
+        assert cache._total == 90_000, "what had to make room counts no more"
+
+
+def test_asking_for_what_is_not_there_takes_no_memory(db_path: Path) -> None:
+    config = Config(maintenance=False, resident_bytes=200_000)
+    with agentdb.open(db_path, embedder=HashingEmbedder(48), config=config) as db:
+        db.memories.remember("x", agent_id="a", session_id="s")
+        for i in range(100):
+            assert db.memories.recall("x", agent_id=f"nobody {i}") == []
+        cache = db.memories._core.resident
+        assert cache._total == sum(one.nbytes for one in cache._agents.values()) <= 200_000
+        rows = cache.agent("a", *db.memories._embedding.space())
+        assert len(db.memories.recall("x", agent_id="a")) == 1
+        known = len(rows._codes)
+        for i in range(5):
+            assert db.memories.recall("x", agent_id="a", user_id=f"nobody {i}") == []
+            assert db.memories.recall("x", agent_id="a", session_id=f"none {i}") == []
+        assert len(rows._codes) == known
 
 
 def test_a_short_memory_is_read_in_context_and_keeps_its_own_tokens() -> None:

@@ -26,6 +26,7 @@ from langchain_agentdb.tools import AgentDBMemoryToolkit
 try:
     from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse
     from langchain.agents.middleware.types import PrivateStateAttr
+    from langgraph.channels import UntrackedValue
     from langgraph.runtime import Runtime
 except ImportError as error:
     raise MissingDependencyError(
@@ -42,9 +43,9 @@ _KNOWN_MESSAGES = 1_000
 
 
 class MemoryState(AgentState[Any]):
-    """An agent's state, and what was recalled for the turn at hand."""
+    """An agent's state, and what was recalled for the turn at hand: no checkpoint has it, so that what is erased is gone."""
 
-    agentdb_recalled: NotRequired[Annotated[str, PrivateStateAttr]]
+    agentdb_recalled: NotRequired[Annotated[str, UntrackedValue, PrivateStateAttr]]
 
 
 class AgentDBMemoryMiddleware(Closing, AgentMiddleware[MemoryState, Any, Any]):
@@ -105,18 +106,18 @@ class AgentDBMemoryMiddleware(Closing, AgentMiddleware[MemoryState, Any, Any]):
     def before_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Recall what matters to the last thing that the user said."""
         del runtime
-        return self._recall(state["messages"], ensure_config())
+        return {"agentdb_recalled": self._recall(state["messages"], ensure_config())}
 
     async def abefore_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """Do what `before_agent` does, without blocking the event loop."""
         del runtime
         messages, config = state["messages"], ensure_config()
-        return await self._connection.run("read", lambda: self._recall(messages, config))
+        return {"agentdb_recalled": await self._connection.run("read", lambda: self._recall(messages, config))}
 
-    def _recall(self, messages: Sequence[AnyMessage], config: Any) -> dict[str, Any]:
+    def _recall(self, messages: Sequence[AnyMessage], config: Any) -> str:
         query = next((_text(one) for one in reversed(messages) if isinstance(one, HumanMessage)), "")
         if not query:
-            return {"agentdb_recalled": ""}
+            return ""
         found = self._connection().memories.context(
             query,
             token_budget=self._token_budget,
@@ -124,19 +125,26 @@ class AgentDBMemoryMiddleware(Closing, AgentMiddleware[MemoryState, Any, Any]):
             filter=_unseen(messages),
             **self._scope.whose(config),
         )
-        return {"agentdb_recalled": found.text}
+        return found.text
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
-        """Show the model what was recalled."""
-        return handler(_shown(request))
+        """Show the model what was recalled; a run that was interrupted, and goes on, recalls anew."""
+        recalled = request.state.get("agentdb_recalled")
+        if recalled is None:
+            recalled = self._recall(request.state["messages"], ensure_config())
+        return handler(_shown(request, recalled))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
-        """Do what `wrap_model_call` does."""
-        return await handler(_shown(request))
+        """Do what `wrap_model_call` does, without blocking the event loop."""
+        recalled = request.state.get("agentdb_recalled")
+        if recalled is None:
+            messages, config = request.state["messages"], ensure_config()
+            recalled = await self._connection.run("read", lambda: self._recall(messages, config))
+        return await handler(_shown(request, recalled))
 
     # --- remembering --------------------------------------------------------------------------------------------------
 
@@ -192,8 +200,7 @@ def _unseen(messages: Sequence[AnyMessage]) -> Filter | None:
     return ~field("metadata", "message_id").in_(seen) if seen else None
 
 
-def _shown(request: ModelRequest[Any]) -> ModelRequest[Any]:
-    recalled = request.state.get("agentdb_recalled")
+def _shown(request: ModelRequest[Any], recalled: str) -> ModelRequest[Any]:
     if not recalled:
         return request
     text = f"{_HEADER}\n\n{recalled}"

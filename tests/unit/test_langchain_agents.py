@@ -16,6 +16,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import RunnableConfig
+from langgraph.types import Command, interrupt
 from pydantic import Field
 
 import agentdb
@@ -155,6 +156,51 @@ def test_the_same_when_awaited_for_many_users_at_once(db: agentdb.Database) -> N
     assert sorted(word for one in recalled for word in one.replace(".", " ").split() if word.endswith("-dog")) == [
         f"u{i}-dog" for i in range(8)
     ]
+
+
+def test_what_was_recalled_is_in_no_checkpoint_and_can_be_erased(db: agentdb.Database, db_path: Path) -> None:
+    db.memories.remember("The dog of Ann is called Bello.", agent_id="helper", user_id="ann")
+    model = Scripted(script=heard)
+    with AgentDBMemoryMiddleware(db, agent_id="helper") as memory, AgentDBSaver(db) as saver:
+        agent = create_agent(model, middleware=[memory], checkpointer=saver)
+        agent.invoke(say("What is my dog called?"), run("ann", "t1"))
+        asyncio.run(agent.ainvoke(say("The dog?"), run("ann", "t2")))
+        assert "Bello" in model.system
+        assert set(agent.get_state(run("ann", "t1")).values) == {"messages"}
+        doomed = [one.id for one in db.memories.list(agent_id="helper", user_id="ann") if "Bello" in one.text]
+        assert db.memories.erase(doomed).status == "complete"
+        assert b"Bello" not in b"".join(one.read_bytes() for one in db_path.rglob("*") if one.is_file())
+        agent.invoke(say("What is my dog called?"), run("ann", "t1"))
+        assert "Bello" not in model.system
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+def test_a_run_that_goes_on_recalls_what_is_remembered_by_then(db: agentdb.Database, way: str) -> None:
+    def script(messages: list[BaseMessage]) -> AIMessage:
+        if isinstance(messages[-1], ToolMessage):
+            return AIMessage("Done.")
+        return AIMessage("", tool_calls=[{"name": "walk", "args": {}, "id": "1"}])
+
+    def walk() -> str:
+        """Walk the dog."""
+        return str(interrupt("May I?"))
+
+    old = db.memories.remember("The dog of Ann is called Bello.", agent_id="helper", user_id="ann")
+    model = Scripted(script=script)
+    with AgentDBMemoryMiddleware(db, agent_id="helper") as memory, AgentDBSaver(db) as saver:
+        agent = create_agent(model, tools=[walk], middleware=[memory], checkpointer=saver)
+
+        def go(asked: Any) -> Any:
+            config = run("ann", "t1")
+            return asyncio.run(agent.ainvoke(asked, config)) if way == "ainvoke" else agent.invoke(asked, config)
+
+        go(say("Walk the dog"))
+        assert "Bello" in model.system
+        db.memories.erase(old.id)
+        db.memories.remember("The dog of Ann is called Rex.", agent_id="helper", user_id="ann")
+        assert go(Command(resume="yes"))["messages"][-1].text == "Done."
+        assert "Rex" in model.system
+        assert "Bello" not in model.system
 
 
 def test_recall_only_and_a_user_by_function(db: agentdb.Database) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -186,6 +186,10 @@ def check_moment(name: str, value: object) -> datetime:
         raise InvalidInputError(f"{name} must be a datetime, not {type(value).__name__}")
     if value.utcoffset() is None:
         raise InvalidInputError(f"{name} must be an aware datetime; a naive one does not say which time zone it is in")
+    try:
+        value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidInputError(f"{name} lies outside the years 1 to 9999 in UTC") from None
     return value
 
 

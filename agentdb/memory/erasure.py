@@ -90,14 +90,17 @@ class Eraser:
 
     def _bring_back(self, derived: Sequence[Row], erased: set[str]) -> None:
         """Take what a summary stood for out of the archive: the summary goes for the sake of another of its sources."""
-        summary = {one: row["id"] for row in derived if row["origin"] == "summary" for one in row["sources"]}
-        rest = tuple(one for one in summary if one not in erased)
+        # What was restored may have been summed up twice.
+        stands = {
+            (one, compressed_into(row["id"])) for row in derived if row["origin"] == "summary" for one in row["sources"]
+        }
+        rest = tuple(sorted({one for one, _ in stands} - erased))
         last: dict[str, Row] = {}
         for event in self._core.tables.events.scan(In(("memory_id",), rest)) if rest else ():
             if event["number"] > last.get(event["memory_id"], {"number": 0})["number"]:
                 last[event["memory_id"]] = event
         there = {row["id"] for row in self._core.tables.memories.get_many(rest) if row is not None}
-        back = [one for one, its in last.items() if one in there and its["reason"] == compressed_into(summary[one])]
+        back = [one for one, its in last.items() if one in there and (one, its["reason"]) in stands]
         self._core.change(back, {"status": "active"}, "restored", "the summary that stood for it is erased")
 
     def _followers(self, rows: Sequence[Row]) -> Sequence[str]:

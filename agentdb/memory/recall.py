@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +10,7 @@ from typing import Any, TypedDict, cast
 
 import numpy as np
 
-from agentdb.errors import InvalidInputError
+from agentdb.errors import InvalidInputError, StorageError
 from agentdb.filters import Filter
 from agentdb.memory.core import MemoryCore
 from agentdb.memory.embedding import AT_RECALL, MemoryEmbedding
@@ -32,6 +33,8 @@ from agentdb.memory.similarity import diverse
 
 __all__ = ["ContextOptions", "RecallOptions", "Recaller"]
 
+
+log = logging.getLogger("agentdb.memory")
 
 _MOST_DIVERSE = 1_024
 
@@ -157,7 +160,10 @@ class Recaller:
         vectors = self._embedding.queries(list(queries))
         if vectors is not None and not self._core.is_inside and self._core.can_write:
             rows = self._core.resident.agent(request.wanted.scope.agent_id, *self._embedding.space())
-            self._embedding.embed_waiting(rows, AT_RECALL)
+            try:
+                self._embedding.embed_waiting(rows, AT_RECALL)
+            except StorageError as error:
+                log.warning("memories are found by their words until they can be embedded: %s", error)
         with self._core.view():
             found = self._best(queries, vectors, request, now)
         if request.token_budget is not None:
@@ -220,9 +226,15 @@ class Recaller:
         return ranked
 
     def _reinforce(self, ids: Sequence[str]) -> None:
-        """Count a recall as a use of what it returned, where anything can be written."""
-        if ids and self._core.can_write:
+        """Count a recall as a use of what it returned, where anything can be written: the answer is there, whatever comes of it."""
+        if not ids or not self._core.can_write:
+            return
+        try:
             self._core.engine.transact(lambda: self._core.count_use(ids))
+        except StorageError as error:
+            if self._core.is_inside:
+                raise  # the caller's transaction is not what it should be
+            log.warning("a recall was not counted as a use: %s", error)
 
     def context(self, query: str, agent_id: str | int, token_budget: int, options: ContextOptions) -> MemoryContext:
         """See `AgentMemories.context`."""

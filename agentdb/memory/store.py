@@ -314,7 +314,8 @@ class AgentMemories:
             weights: of the signals; None: the default.
             diversity: 0: the best; above, each is also chosen for saying something else than those before it, up to 1 for that alone.
                 Questions with several answers lose by it.
-            reinforce: count this as a use of what is returned, so that it fades more slowly. Not inside ``db.snapshot()``.
+            reinforce: count this as a use of what is returned, so that it fades more slowly. Not inside ``db.snapshot()``, nor where
+                nothing can be written in time; the log says so.
             explain: let ``Recalled.signals`` hold what each signal said.
 
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,13 @@ import pytest
 
 import agentdb
 from agentdb import Config, field
-from agentdb.errors import InvalidInputError, MissingDependencyError, NotFoundError, UnavailableError
+from agentdb.errors import (
+    InvalidInputError,
+    MissingDependencyError,
+    NotFoundError,
+    StorageError,
+    UnavailableError,
+)
 from agentdb.memory import AgentMemories, Memory, MemoryPolicies, MemoryWrite, RecallWeights
 from agentdb_embedders import HashingEmbedder
 
@@ -551,6 +557,16 @@ def test_time(memories: AgentMemories, clock: Clock) -> None:
     assert recalled(memories, "live", since=START, **everything) == [lisbon.text]
 
 
+def test_a_moment_that_has_no_date_in_utc_is_refused(memories: AgentMemories) -> None:
+    for year, hours in ((1, 14), (9999, -14)):
+        at = datetime(year, 1 if year == 1 else 12, 1 if year == 1 else 31, 12, tzinfo=timezone(timedelta(hours=hours)))
+        with pytest.raises(InvalidInputError, match="occurred_at lies outside the years 1 to 9999"):
+            memories.remember("x", agent_id="a", occurred_at=at)
+        with pytest.raises(InvalidInputError, match="valid_at"):
+            memories.recall("x", agent_id="a", valid_at=at)
+    assert memories.list(agent_id="a") == []
+
+
 def test_a_clock_that_is_set_back_hides_nothing(memories: AgentMemories, clock: Clock) -> None:
     made = memories.remember("I live in Lisbon.", agent_id="a")
     clock.now -= timedelta(hours=1)
@@ -590,6 +606,25 @@ def test_tiers_types_and_filters(memories: AgentMemories) -> None:
     assert contents(memories.list(agent_id="a", filter=field("speaker") == "Bob")) == ["cat two"]
     assert contents(memories.list(agent_id="a", types=["semantic"], tiers=["long_term"])) == ["cat one"]
     assert len(memories.list(agent_id="a", limit=2)) == 2
+
+
+def test_recall_answers_though_nothing_can_be_written(
+    memories: AgentMemories, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where another writer keeps its turn for longer than anybody waits."""
+    memories.remember("The cat is called Tom.", agent_id="a")
+    memories.remember("The cat is at hand.", agent_id="a", tier="working")  # to be embedded by the recall
+
+    def refuse(work: Any) -> Any:
+        raise StorageError("no turn to write")
+
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "agentdb.memory"):
+        patched.setattr(memories._core.engine, "transact", refuse)
+        assert [one.memory.uses for one in memories.recall("cat", agent_id="a")] == [1, 1]
+        assert memories.context("cat", agent_id="a", token_budget=100).text
+    assert "not counted" in caplog.text
+    assert [one.memory.uses for one in memories.recall("cat", agent_id="a")] == [1, 1]
+    assert [one.memory.uses for one in memories.recall("cat", agent_id="a")] == [2, 2]
 
 
 def test_use_reinforces(memories: AgentMemories, clock: Clock) -> None:

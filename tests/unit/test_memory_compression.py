@@ -190,6 +190,17 @@ def test_erasing_a_source_erases_the_summary_and_brings_the_others_back(
     assert b"quuxgnome" not in files
 
 
+def test_what_was_summed_up_twice_comes_back_all_the_same(memories: AgentMemories, clock: Clock) -> None:
+    garden = remember(memories, "garden", 5)
+    grow_old(memories, clock)
+    memories.restore(garden)
+    grow_old(memories, clock)
+    assert len(memories.why(garden[0]).derived) == 2
+    memories.erase(garden[0])
+    assert {memories.require(one).status for one in garden[1:]} == {"active"}
+    assert memories.list(agent_id="a", types=["semantic"], is_archived=None) == []
+
+
 def test_a_summary_outlives_sources_that_are_purged(memories: AgentMemories, clock: Clock) -> None:
     garden = remember(memories, "garden", 4)
     summary = grow_old(memories, clock).changes[-1].memory_id

@@ -24,6 +24,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import Context, copy_context
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Self, TypeVar
 
@@ -39,7 +40,7 @@ from agentdb.states import AgentStates, StateVersion
 from agentdb.storage.core import Core, View
 from agentdb.storage.schema import TableSchema
 from agentdb.storage.table import Table
-from agentdb.types import Row
+from agentdb.types import Progress, Row
 from agentdb.vectors.collection import Collection
 from agentdb.vectors.definition import CollectionMetric, PromotedType, VectorSpec
 from agentdb.vectors.rows import Batch, Record
@@ -198,6 +199,37 @@ def _embeds(
 ) -> Callable[Concatenate[_Twin[S_co], P], Coroutine[Any, Any, R]]:
     """Return the twin of a method that may wait for an embedder, and for its turn to write."""
     return _calls("embed", method)
+
+
+def _stops(
+    method: Callable[Concatenate[S_co, P], R],
+) -> Callable[Concatenate[_Twin[S_co], P], Coroutine[Any, Any, R]]:
+    """Return the twin of a long method that tells its progress: when its task is cancelled, it ends the next time that it does."""
+
+    @functools.wraps(method)
+    async def call(self: _Twin[S_co], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        is_abandoned = Event()
+        given: Any = kwargs.get("on_progress")
+
+        def on_progress(progress: Progress) -> None:
+            if is_abandoned.is_set():
+                raise _AbandonedError
+            if given is not None:
+                given(progress)
+
+        told: Any = kwargs if given is not None and not callable(given) else {**kwargs, "on_progress": on_progress}
+        try:
+            return await self._threads.run("embed", lambda: method(self._sync, *args, **told))
+        except asyncio.CancelledError:
+            is_abandoned.set()
+            raise
+
+    _show(call, method)
+    return call
+
+
+class _AbandonedError(Exception):
+    """Nobody waits for a call any more."""
 
 
 def _iterates(
@@ -439,12 +471,15 @@ class AsyncAgentMemories(_Twin[AgentMemories]):
 
 
 class AsyncDocuments(_Twin[Documents]):
-    """The documents of a database, for tasks; see `Documents`."""
+    """The documents of a database, for tasks; see `Documents`.
+
+    Cancelling ``ingest`` ends it: what was stored until then stays, and the same call goes on there.
+    """
 
     def __repr__(self) -> str:
         return "AsyncDocuments()"
 
-    ingest = _embeds(Documents.ingest)
+    ingest = _stops(Documents.ingest)
     collections = _reads(Documents.collections)
     list = _reads(Documents.list)
     get = _reads(Documents.get)

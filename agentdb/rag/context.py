@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any, Literal, get_args
 from xml.sax.saxutils import escape, quoteattr
 
@@ -66,7 +67,7 @@ def counter_of(tokenizer: object, embedder: Callable[[], Embedder]) -> CountToke
         counts = []
         for text in texts:
             made = encode(text)
-            size = made if isinstance(made, int) else len(made) if hasattr(made, "__len__") else -1
+            size = int(made) if isinstance(made, Integral) else len(made) if hasattr(made, "__len__") else -1
             if isinstance(made, bool) or size < 0:
                 raise InvalidInputError(f"the tokenizer must return a number or tokens, not {type(made).__name__}")
             counts.append(size)

@@ -200,7 +200,7 @@ def candidates(source: object, rules: FolderRules, folders: list[Folder]) -> Ite
         try:
             yield from _of_one(one, rules, folders, f"source[{position}]")
         except (NotFoundError, AccessDeniedError) as error:
-            yield IngestFailure(os.fspath(one), "unreadable", str(error))
+            yield IngestFailure(_shown(one), "unreadable", str(error))
 
 
 def _of_one(
@@ -246,7 +246,9 @@ def path_of(given: str) -> Path | None:
     if is_there:
         return Path(given)
     if not any(one.isspace() for one in given) and (os.sep in given or Path(given).suffix):
-        raise NotFoundError(f"there is no file or folder {given}; give a text that looks like a path as a Document")
+        raise NotFoundError(
+            f"there is no file or folder {_shown(given)}; give a text that looks like a path as a Document"
+        )
     return None
 
 
@@ -283,6 +285,8 @@ def _of_path(path: Path, rules: FolderRules, folders: list[Folder]) -> Iterator[
         # The folder by its real name, so that the same folder is the same root however it was reached.
         real = Path(os.path.realpath(path, strict=True))
         found = real.stat()
+    except ValueError:
+        raise NotFoundError(f"no file or folder can be called {str(path)!r}") from None
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             raise NotFoundError(f"there is no file or folder {_shown(path)}") from None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -177,6 +179,11 @@ def test_a_text_is_one_if_no_file_has_its_name(db: agentdb.Database, tmp_path: P
         with pytest.raises(NotFoundError, match="no file or folder"):
             db.documents.ingest(wrong)
     assert counts(db.documents.ingest(["missing.txt", "a real text"])) == (1, 0, 0, 0, 1)
+    for wrong in (os.fsdecode(b"/no/\xff.txt"), Path(os.fsdecode(b"/no/\xff")), Path("/no\0where")):
+        (failure,) = db.documents.ingest([wrong]).failed
+        assert (failure.reason, str(failure).isprintable()) == ("unreadable", True)
+        assert failure.source.encode()
+        assert failure.message.encode()
 
 
 @pytest.mark.parametrize(
@@ -749,6 +756,40 @@ def test_erase_leaves_nothing_of_what_is_no_more(db: agentdb.Database, db_path: 
     assert secret.encode() in everything(db_path)
     assert db.documents.erase(diary).status == "complete"
     assert secret.encode() not in everything(db_path)
+
+
+def test_a_cancelled_task_ends_its_ingest(db_path: Path) -> None:
+    class Slow(HashingEmbedder):
+        calls = 0
+
+        def embed(self, texts: Sequence[str], kind: str = "document") -> np.ndarray:
+            self.calls += 1
+            time.sleep(0.05)
+            return super().embed(texts, kind)  # type: ignore[arg-type]
+
+    embedder = Slow()
+    given = [(f"n{i}", f"text {i}") for i in range(20_000)]
+
+    async def main() -> None:
+        async with await agentdb.open_async(db_path, embedder=embedder) as db:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await db.documents.ingest(given)
+            async with db.transaction():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        await db.documents.ingest(given)
+                # Calls of a transaction wait for one another.
+                assert len(await db.documents.list()) < len(given)
+            assert (await db.documents.ingest(given[:5])).failed == ()
+            # Nothing goes on behind the back of the caller.
+            calls = embedder.calls
+            await asyncio.sleep(0.5)
+            assert embedder.calls == calls
+            with pytest.raises(InvalidInputError, match="on_progress"):
+                await db.documents.ingest(given[:5], on_progress=7)  # type: ignore[arg-type]
+
+    asyncio.run(main())
 
 
 def test_for_tasks(db_path: Path, folder: Path) -> None:

@@ -457,6 +457,7 @@ def test_tokenizers_of_all_kinds(db: agentdb.Database) -> None:
     assert counter_of(Fast(), HashingEmbedder)(["a", "b"]) == [3, 3]
     assert counter_of(HashingEmbedder(), HashingEmbedder)(["a b c"]) == [3]
     assert counter_of(None, HashingEmbedder)(["a b c"]) == [3]
+    assert counter_of(lambda text: np.int64(len(text)), HashingEmbedder)(["abcd"]) == [4]
 
 
 # --- answers --------------------------------------------------------------------------------------------------------------

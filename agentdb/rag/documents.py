@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from agentdb.embedding import Embedder, TokenCounter
 from agentdb.errors import AccessDeniedError, InvalidInputError, NotFoundError, UnavailableError
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from agentdb.storage.engine import Engine
 
 __all__ = ["Documents"]
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,36}\Z")
 _CHUNK_TOKENS = 512
@@ -420,8 +422,7 @@ class Documents:
             "explain": explain,
         }
         request = PassageRequest.of(query, k, options)
-        finder = self._finder(self._checked(collection))
-        return [] if finder is None else finder.search(request)
+        return self._looked_up(self._checked(collection), lambda finder: finder.search(request), builtins.list)
 
     def search_images(
         self,
@@ -509,11 +510,8 @@ class Documents:
         name = self._checked(collection)
         packing = Packing.of(query, token_budget, format, order, tokenizer, lambda: self._embedder_of(name))
         request = PassageRequest.of(query, _FIRST_PASSAGES if k is None else k, options)
-        finder = self._finder(name)
-        if finder is None:
-            return pack([], [], packing, lambda _: [])
 
-        def work() -> Context:
+        def work(finder: PassageFinder) -> Context:
             found, asked = finder.find(request), request
             # Short passages may leave room: most budgets are filled by a few, and more candidates cost more.
             while k is None and len(found.chunks) == asked.k < _MOST_PASSAGES and found.tokens < token_budget:
@@ -522,7 +520,9 @@ class Documents:
             wide = finder.widened(found, asked)
             return pack(wide, found.omitted, packing, finder.texts)
 
-        return finder.consistently(work)
+        return self._looked_up(
+            name, lambda finder: finder.consistently(lambda: work(finder)), lambda: pack([], [], packing, lambda _: [])
+        )
 
     def answer(
         self,
@@ -655,6 +655,19 @@ class Documents:
         if tables is None or handle is None:
             return None
         return PassageFinder(self._engine, tables, handle, name)
+
+    def _looked_up(self, name: str, look: Callable[[PassageFinder], T], nothing: Callable[[], T]) -> T:
+        """Return what is looked up in a collection; one that is dropped meanwhile is one that does not exist."""
+        for is_again in (False, True):
+            finder = self._finder(name)
+            if finder is None:
+                break
+            try:
+                return look(finder)
+            except NotFoundError:
+                if is_again:
+                    raise
+        return nothing()
 
     def _embedder_of(self, name: str) -> Embedder:
         handle = self._handle(name)

@@ -207,6 +207,29 @@ def test_nothing_is_searched_twice_for_what_is_not_there(db: agentdb.Database) -
     assert asked == [80, 50]
 
 
+def test_a_collection_that_is_dropped_meanwhile_has_nothing(db: agentdb.Database) -> None:
+    def drop(query: str) -> list[str]:
+        db.documents.drop("short")
+        return [query]
+
+    for _ in range(2):
+        db.documents.ingest("A short life.", collection="short")
+        assert len(db.documents.search("life", collection="short")) == 1
+        assert db.documents.search("life", collection="short", expand=drop) == []
+    db.documents.ingest("A short life.", collection="short")
+    assert db.documents.context("life", token_budget=50, collection="short", expand=drop).citations == ()
+
+    def anew(query: str) -> list[str]:
+        if db.documents.list(collection="short")[0].source == "old":
+            db.documents.drop("short")
+            db.documents.ingest([("new", "A second life.")], collection="short")
+        return [query]
+
+    db.documents.ingest([("old", "A short life.")], collection="short")
+    assert [one.source for one in db.documents.search("life", collection="short", expand=anew)] == ["new"]
+    db.documents.drop("short")
+
+
 def test_diversity_of_sources(db: agentdb.Database) -> None:
     found = db.documents.search("Baltic sea fact waves", 8, per_source=1)
     assert len({one.source for one in found}) == len(found) == 8

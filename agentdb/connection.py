@@ -72,6 +72,10 @@ class Connection(Generic[T_co]):
     def __repr__(self) -> str:
         return repr(self._given if isinstance(self._given, Database) else os.fspath(self._given))
 
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return itself: what is copied together with its parts goes on in the same database, as a shallow copy does."""
+        return self
+
     def __call__(self) -> T_co:
         """Return what was prepared.
 
@@ -223,6 +227,10 @@ class NamedCollection:
         """
         _check_named(name, metric)
         return lambda db: cls(db, name, metric=metric, embedder=embedder)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return itself, as a `Connection` does."""
+        return self
 
     def found(self) -> Collection | None:
         """Return the collection, None if there is none.

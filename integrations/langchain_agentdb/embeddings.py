@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,10 @@ class AgentDBEmbeddings(Embeddings):
         made = cls()
         made._make = make
         return made
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return itself: a model is there once."""
+        return self
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'' if self._made is None else repr(self._made)})"

@@ -125,13 +125,14 @@ class AgentDBMemoryMiddleware(Closing, AgentMiddleware[MemoryState, Any, Any]):
             filter=_unseen(messages),
             **self._scope.whose(config),
         )
-        return found.text
+        text: str = found.text
+        return text
 
     def wrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], ModelResponse[Any]]
     ) -> ModelResponse[Any]:
         """Show the model what was recalled; a run that was interrupted, and goes on, recalls anew."""
-        recalled = request.state.get("agentdb_recalled")
+        recalled: Any = request.state.get("agentdb_recalled")
         if recalled is None:
             recalled = self._recall(request.state["messages"], ensure_config())
         return handler(_shown(request, recalled))
@@ -140,7 +141,7 @@ class AgentDBMemoryMiddleware(Closing, AgentMiddleware[MemoryState, Any, Any]):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]]
     ) -> ModelResponse[Any]:
         """Do what `wrap_model_call` does, without blocking the event loop."""
-        recalled = request.state.get("agentdb_recalled")
+        recalled: Any = request.state.get("agentdb_recalled")
         if recalled is None:
             messages, config = request.state["messages"], ensure_config()
             recalled = await self._connection.run("read", lambda: self._recall(messages, config))

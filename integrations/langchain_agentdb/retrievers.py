@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, Callba
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
-from pydantic import ConfigDict, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from agentdb import (
     AsyncDatabase,
@@ -40,13 +40,13 @@ class AgentDBRetriever(Closing, BaseRetriever):
     """What a collection, or the documents that were ingested, say about a query; what was written before is found.
 
     ``retriever.invoke(query, k=3, filter={...})`` overrides what the retriever was made with. May be called from any thread and
-    event loop; async methods run on threads.
+    event loop; async methods run on threads. Copies, those of ``configurable_fields`` among them, share the connection.
 
     A document's metadata is the row's. That of a passage of an ingested document is the document's, and under these names
     ``document_id``, ``source``, ``title``, ``page``, ``headings``, ``start``, ``end`` and ``score``, so that it can be cited.
 
     Args:
-        db_or_path: an open database, which stays the caller's to close, or the path of one.
+        db_or_path: an open database, which stays the caller's to close, or the path of one; or a connection to share.
         collection: the collection to search; with ``documents`` the name that the documents were ingested under.
         documents: search what ``db.documents`` has ingested, and not ``db.collection``.
         embedding: LangChain embeddings, for a collection whose vectors they made; None: the collection's own embedder.
@@ -67,17 +67,24 @@ class AgentDBRetriever(Closing, BaseRetriever):
     mode: Mode = "hybrid"
     rerank: Any = None
     filter: Any = None
+    # What LangChain makes a retriever of with other options: it reads them here and passes them to the constructor.
+    db_or_path: Any = Field(exclude=True, repr=False)
+    embedding: Any = Field(default=None, exclude=True, repr=False)
     _embeddings: Embeddings | None = PrivateAttr(default=None)
-    _connection: Connection[NamedCollection] = PrivateAttr()
+    _connection: Connection[Database] = PrivateAttr()
+    _prepare: Callable[[Database], NamedCollection] = PrivateAttr()
+    _prepared: NamedCollection | None = PrivateAttr(default=None)
 
     def __init__(
         self,
-        db_or_path: Database | AsyncDatabase | str | os.PathLike[str],
+        db_or_path: Database | AsyncDatabase | str | os.PathLike[str] | Connection[Database],
         *,
         embedding: Embeddings | Any | None = None,
         **fields: Any,
     ) -> None:
-        super().__init__(**fields)
+        connection = _connected(db_or_path)
+        shared: dict[str, Any] = {"db_or_path": connection, "embedding": embedding}
+        super().__init__(**fields, **shared)
         if self.collection is None and not self.documents:
             raise InvalidInputError("name the collection, or ask for documents=True")
         if self.documents and embedding is not None:
@@ -85,7 +92,8 @@ class AgentDBRetriever(Closing, BaseRetriever):
         self._embeddings = given = as_embeddings(embedding)
         name = "documents" if self.collection is None else self.collection
         made_by = None if given is None else embedder_of(given)
-        self._connection = Connection(db_or_path, NamedCollection.prepare(name, embedder=made_by))
+        self._prepare = NamedCollection.prepare(name, embedder=made_by)
+        self._connection = connection
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
@@ -113,12 +121,18 @@ class AgentDBRetriever(Closing, BaseRetriever):
         return options
 
     def _found(self, query: str, vector: Any, options: dict[str, Any]) -> list[Document]:
-        source = self._connection()
+        db, source = self._connection(), self._prepared
+        if source is None:
+            source = self._prepared = self._prepare(db)
         if self.documents:
-            passages = source.db.documents.search(query, collection=source.name, **options)
+            passages = db.documents.search(query, collection=source.name, **options)
             return [_passage_document(one) for one in passages]
         asked = Query(text=query, vector=vector)
         return [to_document(hit) for hit in source.read(lambda found: found.search(asked, **options)) or ()]
+
+
+def _connected(given: Any) -> Connection[Database]:
+    return given if isinstance(given, Connection) else Connection(given, lambda db: db)
 
 
 def _passage_document(passage: Passage) -> Document:
@@ -148,13 +162,14 @@ class AgentDBMemoryRetriever(Closing, BaseRetriever):
 
     Whose memories is fixed here: agent, user and namespace are walls, and nothing is found across them. Where one retriever
     serves many users, give ``user_id`` with the call: ``retriever.invoke(query, user_id="bob")``; so with ``session_id``, ``k`` and
-    ``filter``. May be called from any thread and event loop; async methods run on threads.
+    ``filter``. May be called from any thread and event loop; async methods run on threads. Copies, those of
+    ``configurable_fields`` among them, share the connection.
 
     A document's text is the memory's; its metadata is the memory's, and under these names ``agent_id``, ``user_id``,
     ``session_id``, ``memory_type``, ``tier``, ``speaker``, ``role``, ``occurred_at``, ``recorded_at`` (ISO 8601) and ``score``.
 
     Args:
-        db_or_path: an open database, which stays the caller's to close, or the path of one.
+        db_or_path: an open database, which stays the caller's to close, or the path of one; or a connection to share.
         agent_id: whose memories.
         user_id: of this user; None: only memories without a user.
         session_id: of this session; None: of every session.
@@ -178,11 +193,17 @@ class AgentDBMemoryRetriever(Closing, BaseRetriever):
     filter: Any = None
     token_budget: int | None = None
     reinforce: bool = True
+    # As above.
+    db_or_path: Any = Field(exclude=True, repr=False)
     _connection: Connection[Database] = PrivateAttr()
 
-    def __init__(self, db_or_path: Database | AsyncDatabase | str | os.PathLike[str], **fields: Any) -> None:
-        super().__init__(**fields)
-        self._connection = Connection(db_or_path, lambda db: db)
+    def __init__(
+        self, db_or_path: Database | AsyncDatabase | str | os.PathLike[str] | Connection[Database], **fields: Any
+    ) -> None:
+        connection = _connected(db_or_path)
+        shared: dict[str, Any] = {"db_or_path": connection}
+        super().__init__(**fields, **shared)
+        self._connection = connection
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any

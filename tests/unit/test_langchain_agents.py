@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,12 +16,12 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import ConfigurableField, RunnableConfig
 from langgraph.types import Command, interrupt
 from pydantic import Field
 
 import agentdb
-from agentdb import AccessDeniedError, Config, InvalidInputError, field
+from agentdb import AccessDeniedError, ClosedError, Config, InvalidInputError, field
 from agentdb_embedders import HashingEmbedder
 from langchain_agentdb import (
     AgentDBChatMemory,
@@ -396,6 +397,44 @@ def test_a_retriever_of_memories(db: agentdb.Database) -> None:
     assert asyncio.run(retriever.ainvoke("What does Ann like?"))[0].page_content == "Ann likes tea."
     with pytest.raises(InvalidInputError, match="a search has no option agent_id"):
         retriever.invoke("likes", agent_id="other")
+
+
+def test_copies_and_configured_retrievers_share_the_database(db_path: Path) -> None:
+    embedding = DeterministicFakeEmbedding(size=8)
+    with (
+        AgentDBVectorStore(embedding, db_path) as store,
+        AgentDBVectorStore(embedding, db_path, collection="b") as other,
+    ):
+        store.add_texts(["Ann likes tea", "Bob likes tea"], [{"n": 1}, {"n": 2}], ids=["a", "b"])
+        other.add_texts(["Carol likes tea"], ids=["c"])
+        copied = copy.deepcopy(store.as_retriever(search_kwargs={"k": 1}))
+        assert [one.id for one in copied.invoke("Ann likes tea")] == ["a"]
+        assert copied.vectorstore._connection is store._connection
+    with AgentDBRetriever(db_path, collection="langchain", embedding=embedding, mode="vector") as retriever:
+        choices = {"k": ConfigurableField("k"), "filter": ConfigurableField("f"), "collection": ConfigurableField("c")}
+        configured = retriever.configurable_fields(**choices)
+        assert len(configured.invoke("tea")) == 2
+        for chosen, ids in (({"k": 1}, {"a"}), ({"f": {"n": 2}}, {"b"}), ({"c": "b"}, {"c"})):
+            chain = configured.with_config(configurable=chosen)
+            assert {one.id for one in chain.invoke("Ann likes tea")} == ids
+            assert {one.id for one in asyncio.run(chain.ainvoke("Ann likes tea"))} == ids
+        for again in (copy.deepcopy(retriever), copy.copy(retriever), retriever.model_copy(deep=True)):
+            assert again.invoke("tea") == retriever.invoke("tea")
+            assert again._connection is retriever._connection
+        assert set(retriever.model_dump()) & {"db_or_path", "embedding"} == set()
+        assert repr(retriever) == f"AgentDBRetriever({str(db_path)!r})"
+    with pytest.raises(ClosedError):
+        configured.with_config(configurable={"k": 1}).invoke("tea")
+
+
+def test_a_configured_user_is_a_wall(db: agentdb.Database) -> None:
+    for user in ("ann", "bob"):
+        db.memories.remember(f"{user} likes tea.", agent_id="helper", user_id=user)
+    retriever = AgentDBMemoryRetriever(db, agent_id="helper").configurable_fields(user_id=ConfigurableField("user"))
+    assert retriever.invoke("tea") == []
+    for user in ("ann", "bob"):
+        found = retriever.with_config(configurable={"user": user}).invoke("tea")
+        assert [one.page_content for one in found] == [f"{user} likes tea."]
 
 
 def test_a_misspelt_option_is_refused(db: agentdb.Database) -> None:

@@ -492,6 +492,11 @@ class MemoryPolicies:
         _require(isinstance(self.decay, Decay), "MemoryPolicies.decay must have activation()")
         object.__setattr__(self, "importance", as_scorer(self.importance))
         object.__setattr__(self, "contradiction", as_judge(self.contradiction))
+        cosine = self.contradiction.cosine
+        _require(
+            isinstance(cosine, int | float) and -1 <= cosine <= 1,
+            "MemoryPolicies.contradiction must have a cosine between -1 and 1",
+        )
         object.__setattr__(self, "summariser", as_summariser(self.summariser))
         if self.extractor is not None:
             object.__setattr__(self, "extractor", as_extractor(self.extractor))

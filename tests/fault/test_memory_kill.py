@@ -163,10 +163,11 @@ def writes_of(printed: list[str]) -> dict[str, list[int]]:
     return found
 
 
-def test_a_kill_in_each_kind_of_step_changes_nothing(killable: Killable, whole: tuple[list[str], str]) -> None:
+def test_a_kill_in_the_middle_changes_nothing(killable: Killable, whole: tuple[list[str], str]) -> None:
+    """In the two kinds of steps that write the most tables; the slow test below is killed everywhere."""
     printed, expected = whole
     for phase, writes in writes_of(printed).items():
-        if phase in ("consolidate", "compress", "purge"):
+        if phase in ("compress", "purge"):
             assert kill(killable, writes[len(writes) // 2]) == expected, phase
 
 

@@ -74,7 +74,7 @@ def test_two_processes_remember_and_maintain_at_once(tmp_path: Path) -> None:
 def test_a_killed_process_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
     path = tmp_path / "db"
     acknowledged: list[str] = []
-    for round_ in range(4):
+    for round_ in range(3):
         worker = start(path, f"Ann{round_}", 1_000)
         assert worker.stdout is not None
         # After a different number of lines each time, so that it dies in another step.

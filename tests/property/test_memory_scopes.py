@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ WRITES = st.lists(
     max_size=25,
 )
 
+WALLS = ["agent_id", "user_id", "namespace"]
 Scope = tuple[object, object, object]
 
 
@@ -67,13 +69,23 @@ def test_a_scope_sees_its_own_memories_and_no_others(
                 assert all(scope_of(one) == scope_of(repeat) for one in made if one.id == repeat.id)
 
 
-@given(mine=WRITES, others=WRITES, query=TEXTS)
-@pytest.mark.parametrize("wall", ["agent_id", "user_id", "namespace"])
+@given(wall=st.sampled_from(WALLS), mine=WRITES, others=WRITES, query=TEXTS)
 def test_what_others_remember_changes_no_score(
     wall: str, mine: list[MemoryWrite], others: list[MemoryWrite], query: str
 ) -> None:
-    from dataclasses import replace
+    check_wall(wall, mine, others, query)
 
+
+@pytest.mark.slow
+@given(mine=WRITES, others=WRITES, query=TEXTS)
+@pytest.mark.parametrize("wall", WALLS)
+def test_what_others_remember_changes_no_score_whichever_the_wall(
+    wall: str, mine: list[MemoryWrite], others: list[MemoryWrite], query: str
+) -> None:
+    check_wall(wall, mine, others, query)
+
+
+def check_wall(wall: str, mine: list[MemoryWrite], others: list[MemoryWrite], query: str) -> None:
     here = {"agent_id": "a", "user_id": None, "namespace": None}
     beyond = {**here, wall: "beyond"}
     config = Config(maintenance=False, durability="normal")

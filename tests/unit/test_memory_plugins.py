@@ -108,7 +108,18 @@ def test_what_is_no_plugin_is_refused(plugin: str) -> None:
         MemoryPolicies(**{plugin: 5})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("options", [{"compression": 5}, {"plugin_timeout_s": 0}, {"upkeep_every_s": -1}])
+class NoCosine:
+    cosine = "near"
+
+    def supersedes(self, newer: Statement, older: Statement, cosine: float) -> str | None:
+        return None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"compression": 5}, {"plugin_timeout_s": 0}, {"upkeep_every_s": -1}, {"contradiction": NoCosine()}],
+    ids=["compression", "plugin_timeout_s", "upkeep_every_s", "contradiction"],
+)
 def test_what_is_no_policy_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match="MemoryPolicies"):
         MemoryPolicies(**options)
@@ -218,6 +229,11 @@ def test_a_plugin_that_hangs_blocks_nothing(memories: AgentMemories, clock: Cloc
     deadline = time.monotonic() + 60
     while memories.remember(f"again {time.monotonic()}", agent_id="a").importance != pytest.approx(6 / 9):
         assert time.monotonic() < deadline, "when it comes back, it is asked again"
+
+
+def test_a_plugin_may_be_given_all_the_time_there_is(memories: AgentMemories) -> None:
+    memories.policies = MemoryPolicies(importance=lambda prompt: "7", plugin_timeout_s=1e300)
+    assert memories.remember("I have a cat.", agent_id="a").importance == pytest.approx(6 / 9)
 
 
 def test_the_guard_lets_results_and_rules_through() -> None:

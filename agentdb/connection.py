@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Any, Generic, Literal, Never, Self, TypeVar
 
 from agentdb.aio import AsyncDatabase
 from agentdb.database import Database, open
@@ -75,6 +75,14 @@ class Connection(Generic[T_co]):
     def __deepcopy__(self, memo: object) -> Self:
         """Return itself: what is copied together with its parts goes on in the same database, as a shallow copy does."""
         return self
+
+    def __reduce__(self) -> Never:
+        """Refuse to be pickled.
+
+        Raises:
+            TypeError: always; the other process opens the path itself.
+        """
+        raise TypeError(f"a connection to {self!r} cannot be pickled: give the other process the path, to make its own")
 
     def __call__(self) -> T_co:
         """Return what was prepared.

@@ -112,7 +112,7 @@ class AgentDBMemoryMiddleware(Closing, AgentMiddleware[MemoryState, Any, Any]):
         """Do what `before_agent` does, without blocking the event loop."""
         del runtime
         messages, config = state["messages"], ensure_config()
-        return {"agentdb_recalled": await self._connection.run("read", lambda: self._recall(messages, config))}
+        return {"agentdb_recalled": await self._connection.run("write", lambda: self._recall(messages, config))}
 
     def _recall(self, messages: Sequence[AnyMessage], config: Any) -> str:
         query = next((_text(one) for one in reversed(messages) if isinstance(one, HumanMessage)), "")
@@ -144,7 +144,7 @@ class AgentDBMemoryMiddleware(Closing, AgentMiddleware[MemoryState, Any, Any]):
         recalled: Any = request.state.get("agentdb_recalled")
         if recalled is None:
             messages, config = request.state["messages"], ensure_config()
-            recalled = await self._connection.run("read", lambda: self._recall(messages, config))
+            recalled = await self._connection.run("write", lambda: self._recall(messages, config))
         return await handler(_shown(request, recalled))
 
     # --- remembering --------------------------------------------------------------------------------------------------

@@ -215,7 +215,8 @@ class AgentDBMemoryRetriever(Closing, BaseRetriever):
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
         del run_manager
-        return await self._connection.run("read", lambda: self._recalled(query, kwargs))
+        pool: Literal["read", "write"] = "write" if self.reinforce else "read"
+        return await self._connection.run(pool, lambda: self._recalled(query, kwargs))
 
     def _recalled(self, query: str, given: Mapping[str, Any]) -> list[Document]:
         _check_options(given, _MEMORY_OPTIONS)

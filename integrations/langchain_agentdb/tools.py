@@ -106,4 +106,5 @@ class AgentDBMemoryToolkit(Closing, BaseToolkit):
         return found.text or "Nothing is remembered about that."
 
     async def _arecall(self, query: str, config: RunnableConfig) -> str:
-        return await self._connection.run("read", lambda: self._recall(query, config))
+        # It counts what it finds as used, and may wait for another writer.
+        return await self._connection.run("write", lambda: self._recall(query, config))

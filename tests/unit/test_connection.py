@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +41,15 @@ def test_the_arguments_are_checked_before_anything_is_opened(db_path: Path) -> N
     connection = Connection(db_path, NamedCollection.prepare("a", metric="dot"))
     assert not db_path.exists()
     assert (connection().name, connection().metric) == ("a", "dot")
+    connection.close()
+
+
+def test_a_copy_is_the_same_connection_and_a_pickle_is_refused(db_path: Path) -> None:
+    connection = Connection(db_path, NamedCollection.prepare("a"))
+    assert copy.deepcopy({"c": connection, "n": connection()})["c"] is connection
+    for one in (connection, [connection]):
+        with pytest.raises(TypeError, match="give the other process the path"):
+            pickle.dumps(one)
     connection.close()
 
 

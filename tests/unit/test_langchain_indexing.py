@@ -124,6 +124,59 @@ def test_awaited(db: agentdb.Database, destination: Any) -> None:
     asyncio.run(run())
 
 
+class KilledError(Exception):
+    """Stands for the end of the process between two calls; each call by itself is all or nothing."""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("cleanup", ["full", "incremental", "scoped_full"])
+def test_whatever_step_a_run_dies_at_the_next_makes_it_good(
+    db: agentdb.Database, cleanup: Any, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = documents(*(f"s{i % 3}/text {i}" for i in range(6)))
+    new = documents(*(f"s{i % 3}/{'text' if i % 2 else 'new'} {i}" for i in range(6)))
+    steps = 0
+    for dies_at in range(1, 100):
+        named = f"run{dies_at}"
+        records = AgentDBRecordManager(db, namespace=named)
+        store = AgentDBVectorStore(EMBEDDING, db, collection=named)
+        run = partial(index, cleanup=cleanup, source_id_key="source", batch_size=3)
+        run(old, records, store)
+        steps = 0
+
+        def mortal(method: Any, dies_at: int = dies_at) -> Any:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal steps
+                steps += 1
+                if steps == dies_at and when == "before":
+                    raise KilledError
+                returned = method(*args, **kwargs)
+                if steps == dies_at:
+                    raise KilledError
+                return returned
+
+            return call
+
+        with monkeypatch.context() as patched:
+            for owner, names in ((store, ("add_documents", "delete")), (records, ("update", "delete_keys"))):
+                for name in names:
+                    patched.setattr(owner, name, mortal(getattr(owner, name)))
+            try:
+                run(new, records, store)
+            except KilledError:
+                assert steps == dies_at
+            is_over = steps < dies_at
+        # As a new process would have them.
+        records = AgentDBRecordManager(db, namespace=named)
+        store = AgentDBVectorStore(EMBEDDING, db, collection=named)
+        run(new, records, store)
+        assert texts_of(store) == sorted(f"{one.metadata['source']}/{one.page_content}" for one in new)
+        assert len(records.list_keys()) == len(new)
+        if is_over:
+            break
+    assert steps >= 5
+
+
 def test_a_document_is_never_taken_for_old_because_the_clock_went_back(db: agentdb.Database, clock: Clock) -> None:
     store = AgentDBVectorStore(EMBEDDING, db)
     for _ in range(4):

@@ -9,9 +9,16 @@ from pathlib import Path
 
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.messages import HumanMessage
+from langchain_core.outputs import Generation
 
 import agentdb
-from langchain_agentdb import AgentDBChatMessageHistory, AgentDBRecordManager, AgentDBVectorStore
+from langchain_agentdb import (
+    AgentDBChatMessageHistory,
+    AgentDBLLMCache,
+    AgentDBRecordManager,
+    AgentDBSemanticCache,
+    AgentDBVectorStore,
+)
 
 EMBEDDING = DeterministicFakeEmbedding(size=8)
 ROUNDS = 15
@@ -22,7 +29,9 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.indexing import index
 from langchain_core.messages import HumanMessage
-from langchain_agentdb import AgentDBChatMessageHistory, AgentDBRecordManager, AgentDBVectorStore
+from langchain_core.outputs import Generation
+from langchain_agentdb import AgentDBChatMessageHistory, AgentDBLLMCache, AgentDBRecordManager, AgentDBSemanticCache
+from langchain_agentdb import AgentDBVectorStore
 
 path, name, rounds = sys.argv[1], sys.argv[2], int(sys.argv[3])
 embedding = DeterministicFakeEmbedding(size=8)
@@ -31,8 +40,14 @@ with (
     AgentDBVectorStore(embedding, path, collection="indexed") as indexed,
     AgentDBRecordManager(path, namespace="n") as records,
     AgentDBChatMessageHistory(path, session_id="shared") as history,
+    AgentDBLLMCache(path) as cache,
+    AgentDBSemanticCache(embedding, path, min_score=1.0) as semantic,
 ):
     for i in range(rounds):
+        cache.update("shared", "model", [Generation(text=f"{name} {i}")])
+        cache.update(f"{name} {i}", "model", [Generation(text=f"{name} {i}")])
+        if i == 0:
+            semantic.update(f"asked by {name}", "semantic", [Generation(text=name)])
         text = f"{name} {i}"
         store.add_texts([text, "shared"], [{"by": name, "i": i}, {"by": name}], ids=[text, "shared"])
         assert store.similarity_search(text, k=1, filter={"by": name})[0].id == text
@@ -75,6 +90,16 @@ def test_nothing_is_lost_or_mixed_up(db_path: Path) -> None:
         kept = {(name, f"{ROUNDS - 5} {part}") for name in ("one", "two") for part in range(4)}
         assert {(one.metadata["source"], one.page_content) for one in indexed} == kept
         assert len(AgentDBRecordManager(db, namespace="n").list_keys()) == len(indexed) == 8
+
+        cache = AgentDBLLMCache(db)
+        last = cache.lookup("shared", "model")
+        assert last is not None
+        assert last[0].text in {f"{name} {ROUNDS - 1}" for name in ("one", "two")}
+        semantic = AgentDBSemanticCache(EMBEDDING, db, min_score=1.0)
+        for name in ("one", "two"):
+            for i in range(ROUNDS):
+                assert cache.lookup(f"{name} {i}", "model") == [Generation(text=f"{name} {i}")]
+            assert semantic.lookup(f"asked by {name}", "semantic") == [Generation(text=name)]
 
         spoken = [str(one.content).split() for one in AgentDBChatMessageHistory(db, session_id="shared").messages]
     assert len(spoken) == 4 * 2 * ROUNDS

@@ -601,6 +601,41 @@ def test_the_event_loop_goes_on_while_a_reranker_thinks(store: AgentDBVectorStor
     asyncio.run(run())
 
 
+def test_one_store_serves_many_event_loops(store: AgentDBVectorStore) -> None:
+    async def add(names: list[str]) -> list[str]:
+        return [one for (one,) in await asyncio.gather(*(store.aadd_texts([one], ids=[one]) for one in names))]
+
+    for i in range(3):
+        assert asyncio.run(add([f"{i} {j}" for j in range(5)])) == [f"{i} {j}" for j in range(5)]
+    threads = [
+        threading.Thread(target=lambda i=i: asyncio.run(add([f"t{i} {j}" for j in range(20)]))) for i in range(3)
+    ]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert len(store.similarity_search("x", k=999)) == 15 + 60
+
+
+def test_what_is_cancelled_is_done_or_not(store: AgentDBVectorStore, db_path: Path) -> None:
+    ids = [[f"{i} {j}" for j in range(40)] for i in range(20)]
+
+    async def run() -> None:
+        adding = [asyncio.create_task(store.aadd_texts(one, ids=one)) for one in ids]
+        for i, one in enumerate(adding):
+            await asyncio.sleep(0.001 * (i % 3))
+            one.cancel()
+        await asyncio.gather(*adding, return_exceptions=True)
+        assert await store.aadd_texts(["last"], ids=["last"]) == ["last"]
+        await store.aclose()  # waits for what has begun
+
+    with agentdb.open(db_path) as db:
+        asyncio.run(run())
+        with AgentDBVectorStore(Numbered(), db) as after:
+            assert {len(after.get_by_ids(one)) for one in ids} <= {0, 40}
+            assert names(after.get_by_ids(["last"])) == ["last"]
+
+
 def test_an_async_database_is_taken_too(db_path: Path) -> None:
     async def run() -> None:
         async with agentdb.open_async(db_path) as db:

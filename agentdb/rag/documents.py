@@ -129,7 +129,7 @@ class Documents:
             include: patterns such as ``"*.md"`` or ``"docs/*"``: only files of a folder that match one, by their name or their
                 path below it.
             exclude: patterns of files and folders of a folder to leave out. Always left out are hidden ones (``.git``),
-                ``__pycache__``, ``node_modules``, ``*.pyc``, ``*~`` and the like. ``.gitignore`` is not read.
+                ``__pycache__``, ``node_modules``, ``*.pyc``, ``*~`` and the like, and databases. ``.gitignore`` is not read.
             follow_links: follow symbolic links in a folder; a folder is walked once, also where links lead in circles.
             workers: threads that read and parse; None: as many as there are processors, up to 8.
             on_progress: told from time to time how many documents are done. What it raises ends the ingest; what was stored

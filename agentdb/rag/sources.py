@@ -1,8 +1,8 @@
 """From what a caller wants ingested to single documents: files found in folders, texts, bytes; and how a file is read.
 
 A folder is walked in the order of names. Left out are hidden files and folders (a name that begins with a dot), what tools leave
-behind (``__pycache__``, ``node_modules``, ``*.pyc``, ``*~``, ...) and, unless they are asked for, symbolic links. A file that is
-named itself is always taken.
+behind (``__pycache__``, ``node_modules``, ``*.pyc``, ``*~``, ...), databases such as the one that documents go into and, unless they
+are asked for, symbolic links. A file that is named itself is always taken.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 from agentdb.errors import AccessDeniedError, InvalidInputError, NotFoundError
 from agentdb.rag.records import Document, IngestFailure
+from agentdb.storage.hot import DATABASE_FILE
 
 __all__ = ["Candidate", "Content", "Folder", "FolderRules", "Stamp", "UnreadableError", "candidates", "is_gone", "read"]
 
@@ -316,6 +317,8 @@ def _walk(root: Path, rules: FolderRules) -> Iterator[Candidate | IngestFailure]
                 entries = sorted(listed, key=lambda one: one.name)
         except OSError as error:
             yield IngestFailure(_shown(folder), "unreadable", f"the folder cannot be listed: {error.strerror}")
+            continue
+        if any(entry.name == DATABASE_FILE for entry in entries):
             continue
         deeper = []
         for entry in entries:

@@ -122,6 +122,7 @@ class TestKinds:
         assert reason(bytes(range(256)), name="a.bin") == "unknown_type"
         assert reason(bytes(range(256)), name="a.pdf") == "broken"
         assert reason(archive({"a": b"b"}), name="a.zip") == "unknown_type"
+        assert reason(b"SQLite format 3\0" + bytes(5_000) + b"a table and its rows " * 300) == "unknown_type"
         assert reason(b"x", media_type="application/rtf") == "unknown_type"
         assert reason(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), name="a.doc") == "unknown_type"
         locked = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + "EncryptedPackage".encode("utf-16-le")

@@ -427,6 +427,15 @@ def test_hidden_files_and_rubbish_are_left_out(db: agentdb.Database, folder: Pat
     assert ".env.md" in names(db, folder)
 
 
+def test_the_database_is_no_document(db: agentdb.Database, db_path: Path, folder: Path, tmp_path: Path) -> None:
+    db.documents.ingest("Something is in it.")
+    assert db_path.parent == tmp_path
+    assert counts(db.documents.ingest(tmp_path)) == (3, 0, 0, 0, 0)
+    assert counts(db.documents.ingest(db_path)) == (0, 0, 0, 0, 0)
+    report = db.documents.ingest(db_path / "agentdb.sqlite")
+    assert [one.reason for one in report.failed] == ["unknown_type"]
+
+
 def test_patterns(db: agentdb.Database, folder: Path) -> None:
     db.documents.ingest(folder, include=["*.md", "deep/*.txt"])
     assert names(db, folder) == {"guide.md", "deep/tides.txt"}

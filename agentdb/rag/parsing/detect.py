@@ -7,6 +7,8 @@ import re
 import zipfile
 from pathlib import PurePath
 
+from agentdb.rag.parsing.text import wide_encoding
+
 __all__ = [
     "CODE_LANGUAGES",
     "detect_media_type",
@@ -175,11 +177,9 @@ def looks_binary(data: bytes) -> bool:
     if not sample or sample.startswith(_BOMS):
         return False
     if b"\0" in sample:
-        # UTF-16 and UTF-32 without a mark: NULs in one place of every two or four.
-        pairs = (sample[::2].count(0), sample[1::2].count(0))
-        if max(pairs) < 0.3 * len(sample) / 2 or min(pairs) > 0.9 * len(sample) / 2:
-            return len(sample.translate(None, _CONTROLS)) < 0.98 * len(sample) or sample.count(0) > 8
-        return False
+        # UTF-16 and UTF-32 without a mark have NULs in one place of every two or four.
+        is_wide = wide_encoding(data) is not None
+        return not is_wide and (len(sample.translate(None, _CONTROLS)) < 0.98 * len(sample) or sample.count(0) > 8)
     return len(sample.translate(None, _CONTROLS)) < 0.95 * len(sample)
 
 

@@ -12,7 +12,16 @@ from typing import Any
 from agentdb.errors import MissingDependencyError
 from agentdb.rag.parsing.model import Block, DocumentError, ParsedDocument, ParseLimits, clean, too_much_text
 
-__all__ = ["decode", "parse_code", "parse_json", "parse_json_lines", "parse_table", "parse_text", "require_bytes"]
+__all__ = [
+    "decode",
+    "parse_code",
+    "parse_json",
+    "parse_json_lines",
+    "parse_table",
+    "parse_text",
+    "require_bytes",
+    "wide_encoding",
+]
 
 _BOMS = (
     (b"\xef\xbb\xbf", "utf-8"),
@@ -82,7 +91,7 @@ def _decoded(data: bytes) -> tuple[str, str, list[str]]:
                 return str(data.decode(encoding)), encoding, []
         except (LookupError, UnicodeError):
             pass
-    wide = _wide(data)
+    wide = wide_encoding(data)
     if wide:
         return _replacing(data, wide)
     if text is not None:
@@ -102,7 +111,7 @@ def _replacing(data: bytes, encoding: str) -> tuple[str, str, list[str]]:
         return data.decode(encoding, "replace"), encoding, [f"bytes that are not {encoding} were replaced"]
 
 
-def _wide(data: bytes) -> str | None:
+def wide_encoding(data: bytes) -> str | None:
     """Return UTF-16 or UTF-32 where the places of the NULs tell it, else None."""
     sample = data[:4_096]
     sample = sample[: len(sample) // 4 * 4]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +15,9 @@ import pytest
 import agentdb
 from agentdb import CompressionRule, Config, ExtractiveSummariser, MemoryPolicies, MemoryWrite
 from agentdb.errors import InvalidInputError
+from agentdb.kernels import primitives
 from agentdb.memory import AgentMemories, RetentionRule, Statement
+from agentdb.memory.encoding import Encoder
 from agentdb.memory.similarity import diverse, late_interaction, leaders, nearest_before
 from agentdb_embedders import HashingEmbedder
 
@@ -318,3 +322,63 @@ def test_recall_can_be_diverse(memories: AgentMemories) -> None:
 def test_a_rule_must_be_usable(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match="CompressionRule"):
         CompressionRule(**options)
+
+
+def test_the_device_of_the_configuration_is_what_memories_are_compared_on(
+    memories: AgentMemories, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole recall and a whole compression, by torch on the processor where a GPU would be."""
+    asked: list[str] = []
+    for name in ("maxsim", "mmr", "near_duplicates"):
+        kernel = getattr(primitives, name)
+
+        def counted(*given: Any, kernel: Any = kernel, name: str = name, **options: Any) -> Any:
+            asked.append(name)
+            assert options["device"] == "cpu"
+            return kernel(*given, **options)
+
+        monkeypatch.setattr(primitives, name, counted)
+    memories._embedding._encoder = Encoder(HashingEmbedder(64))  # one that makes token vectors
+    garden = remember(memories, "garden", 6)
+
+    def recalled() -> list[tuple[str, float]]:
+        found = memories.recall("garden 3 times", agent_id="a", k=4, diversity=0.3, reinforce=False)
+        return [(one.memory.id, pytest.approx(one.score, abs=1e-4)) for one in found]
+
+    on_the_host = recalled()
+    assert asked == []
+    memories._core.device = "cpu"  # what `Config.device` means is found once
+    memories._core._cache = None
+    assert recalled() == on_the_host
+    assert set(asked) == {"maxsim", "mmr"}
+    report = grow_old(memories, clock)
+    assert [one.memory_id for one in report.changes if one.action == "compressed"] == garden
+    assert "near_duplicates" in asked
+
+
+def test_without_a_device_torch_is_not_imported(tmp_path: Path) -> None:
+    program = """
+import sys
+from datetime import UTC, datetime, timedelta
+
+import agentdb
+from agentdb import Config, MemoryWrite
+from agentdb_embedders import HashingEmbedder
+
+now = datetime(2026, 1, 1, tzinfo=UTC)
+config = Config(clock=lambda: now, maintenance=False, device="cpu")
+with agentdb.open(sys.argv[1], config=config, embedder=HashingEmbedder(64)) as db:
+    db.memories.remember_many(
+        MemoryWrite(content=f"The garden was seen {i} times", agent_id="a", importance=0.3) for i in range(6)
+    )
+    assert db.memories.recall("garden", agent_id="a", diversity=0.3)
+    for days in (2, 90):
+        now += timedelta(days=days)
+        report = db.memories.maintain()
+    assert "compressed" in {one.action for one in report.changes}
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "db")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

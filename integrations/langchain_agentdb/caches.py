@@ -19,7 +19,6 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import Generation
 
 from agentdb import (
-    And,
     AsyncDatabase,
     Closing,
     Connection,
@@ -50,6 +49,8 @@ ANSWERS = TableSchema(
     indexed="expires_at",
 )
 _SWEEP_EVERY_S = 30.0
+_OURS = field("frame").exists() & field("answer").exists()
+"""Of a collection that has other rows, too, the cache's own: whatever else somebody keeps there is not the cache's to delete."""
 
 
 def _digest(text: str) -> str:
@@ -188,7 +189,7 @@ class _Prompts:
     def _sweep(self, _: float) -> bool:
         if time.monotonic() >= self._sweep_due:
             self._sweep_due = time.monotonic() + _SWEEP_EVERY_S
-            expired = field("expires_at") <= _now(self.db).timestamp()
+            expired = _OURS & (field("expires_at") <= _now(self.db).timestamp())
             self.rows.read(lambda found: found.delete(filter=expired))
         return False
 
@@ -333,7 +334,7 @@ class AgentDBSemanticCache(Closing, BaseCache):
         """
         _refuse(kwargs)
         self._exact.clear(llm_string=llm_string)
-        mine = And() if llm_string is None else field("model") == _digest(llm_string)
+        mine = _OURS if llm_string is None else _OURS & (field("model") == _digest(llm_string))
         self._connection().rows.read(lambda found: found.delete(filter=mine))
 
     async def aclear(self, *, llm_string: str | None = None, **kwargs: Any) -> None:

@@ -38,7 +38,13 @@ from pydantic import BaseModel
 import agentdb
 from agentdb import Config, IntegrityError, InvalidInputError
 from agentdb_embedders import HashingEmbedder
-from langchain_agentdb import AgentDBByteStore, AgentDBChatMessageHistory, AgentDBLLMCache, AgentDBSemanticCache
+from langchain_agentdb import (
+    AgentDBByteStore,
+    AgentDBChatMessageHistory,
+    AgentDBLLMCache,
+    AgentDBSemanticCache,
+    AgentDBVectorStore,
+)
 
 
 class Clock:
@@ -410,6 +416,20 @@ def test_a_chat_is_read_as_its_words(db_path: Path) -> None:
         assert chat.invoke([HumanMessage("capital"), call, ToolMessage("x", tool_call_id="1")]).content == "3"
         assert len(embeddings.asked) == asked, "what is more than words has no vector"
         assert chat.invoke([picture]).content == "2"
+
+
+def test_the_cache_deletes_nothing_but_its_own(db_path: Path) -> None:
+    clock = Clock()
+    with agentdb.open(db_path, config=Config(clock=clock)) as db:
+        documents = AgentDBVectorStore(Topics(), db, collection="semantic_cache")
+        documents.add_texts(["the weather"], [{"model": "m", "expires_at": 1.0}], ids=["d"])
+        with AgentDBSemanticCache(Topics(), db, ttl_s=10) as cache:
+            for clear in (cache.clear, lambda: cache.clear(llm_string="m"), lambda: clock.pass_s(11) or db.optimize()):
+                cache.update("What is the capital?", "m", [Generation(text="Lisbon")])
+                assert cache.lookup("Name the capital", "m") == [Generation(text="Lisbon")]
+                clear()
+                assert cache.lookup("What is the capital?", "m") is None
+                assert [one.id for one in documents.similarity_search("weather", k=9)] == ["d"]
 
 
 CAPITAL = HumanMessage("What is the capital?")

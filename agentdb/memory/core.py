@@ -168,6 +168,8 @@ class MemoryCore:
             if "tier" in before and "working" in (before["tier"], changes["tier"]):
                 self._move_in_head(row, is_working=changes["tier"] == "working")
             row.update(changes)
+            if "text" in before and row["tier"] == "working":
+                self._resize_in_head(row)
             check_interval(row["valid_from"], row["valid_to"])
             changed.append(row)
             shown = {name: plain(value) for name, value in before.items() if name not in HIDDEN}
@@ -183,6 +185,12 @@ class MemoryCore:
             head.hold(row["id"], row["text"])
         else:
             head.release([row["id"]])
+        self.tables.heads.put(head.row())
+
+    def _resize_in_head(self, row: Row) -> None:
+        key = head_key(scope_of(row))
+        head = Head.of(key, self.tables.heads.get(key))
+        head.resize(row["id"], row["text"])
         self.tables.heads.put(head.row())
 
     def note(self, events: Sequence[Event], now: datetime) -> None:

@@ -61,6 +61,10 @@ class Head:
         self.release([memory_id])
         self.working.append((memory_id, tokens_of(text)))
 
+    def resize(self, memory_id: str, text: str) -> None:
+        """Count a working memory by another text, in its place."""
+        self.working = [(one, tokens_of(text) if one == memory_id else tokens) for one, tokens in self.working]
+
     def release(self, memory_ids: Iterable[str]) -> None:
         """Count memories as working memory no more."""
         gone = set(memory_ids)

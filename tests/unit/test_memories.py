@@ -346,6 +346,12 @@ def test_working_memory_is_bounded_by_tokens_but_the_newest_stays(memories: Agen
     long = memories.remember("long " * 200, agent_id="a", session_id="s", tier="working")
     assert memories.require(short.id).tier == "short_term"
     assert memories.require(long.id).tier == "working"
+    memories.update(long.id, content="not long")
+    tail = memories.remember("short, too", agent_id="a", session_id="s", tier="working")
+    assert memories.require(long.id).tier == "working"
+    memories.update(tail.id, content="long " * 200)
+    memories.remember("the last", agent_id="a", session_id="s", tier="working")
+    assert {memories.require(one.id).tier for one in (long, tail)} == {"short_term"}
 
 
 def test_unimportant_memories_are_archived_never_dropped(memories: AgentMemories) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
+from operator import index
 from pathlib import PurePath
 from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -32,7 +33,14 @@ from agentdb.rag.chunking import Chunk, Chunker
 from agentdb.rag.images import IMAGE_VECTOR, ImageOptions, PreparedImage, describe, image_id
 from agentdb.rag.images import prepare as prepare_images
 from agentdb.rag.parsing import DocumentError, ParseLimits, Parser, parse
-from agentdb.rag.records import RESERVED, IngestFailure, IngestReport, IngestWarning, check_document_metadata
+from agentdb.rag.records import (
+    RESERVED,
+    IngestFailure,
+    IngestReport,
+    IngestWarning,
+    check_document_metadata,
+    is_storable,
+)
 from agentdb.rag.sources import Candidate, Content, Folder, Stamp, UnreadableError, is_gone, read
 from agentdb.rag.tables import DocumentTables, chunk_id, row_ids, text_rows
 from agentdb.rag.windows import windows_of
@@ -509,10 +517,9 @@ def _prepare(candidate: Candidate, content: Content, digest: str, collection: st
         message = "it is a picture, which is left out without images=ImageOptions(...)"
         raise UnreadableError(IngestFailure(candidate.source, "image", message))
     text = parsed.text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidInputError("its text holds a lone surrogate, which UTF-8 cannot store") from None
+    for name, one in (("text", text), ("title", parsed.title or ""), ("media type", parsed.media_type)):
+        if not is_storable(one):
+            raise InvalidInputError(f"its {name} holds a lone surrogate, which UTF-8 cannot store")
     title = (given.title if given is not None else None) or parsed.title or _file_name(candidate)
     # What a file says of itself gives way to what the caller says of it.
     found = {name: value for name, value in parsed.metadata.items() if name not in RESERVED and value is not None}
@@ -578,11 +585,19 @@ def _file_name(candidate: Candidate) -> str | None:
 
 
 def _checked(chunks: Iterable[Chunk], text: str) -> list[Chunk]:
-    found = list(chunks)
-    for number, one in enumerate(found):
-        spans = [(one.start, one.end), *([] if one.parent is None else [one.parent])]
-        if not all(0 <= start < end <= len(text) for start, end in spans):
+    """Return the chunks of a chunker that may be the caller's own, as what can be stored."""
+    found = []
+    for number, one in enumerate(chunks):
+        start, end = index(one.start), index(one.end)
+        parent = None if one.parent is None else (index(one.parent[0]), index(one.parent[1]))
+        if not 0 <= start < end <= len(text):
             raise InvalidInputError(f"chunk {number} does not lie in the text of {len(text)} characters")
+        if parent is not None and not 0 <= parent[0] <= start < end <= parent[1] <= len(text):
+            raise InvalidInputError(f"chunk {number} does not lie in its parent, or that one not in the text")
+        if not all(isinstance(name, str) and is_storable(name) for name in one.heading_path):
+            raise InvalidInputError(f"chunk {number} has a heading that is no text that UTF-8 can store")
+        page = None if one.page is None else index(one.page)
+        found.append(Chunk(start, end, page, tuple(one.heading_path), parent))
     return found
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "Passage",
     "StoredDocument",
     "check_document_metadata",
+    "is_storable",
 ]
 
 ContextFormat = Literal["markdown", "xml", "messages"]
@@ -64,7 +65,7 @@ class Document:
                 continue
             if not isinstance(value, str) or not value:
                 raise InvalidInputError(f"Document.{name} must be a non-empty str or None, not {type(value).__name__}")
-            if not _is_storable(value):
+            if not is_storable(value):
                 raise InvalidInputError(f"Document.{name} holds a lone surrogate, which UTF-8 cannot store")
         check_document_metadata(self.metadata, "Document.metadata")
 
@@ -89,7 +90,8 @@ def check_document_metadata(given: object, what: str) -> dict[str, Any]:
     return made
 
 
-def _is_storable(text: str) -> bool:
+def is_storable(text: str) -> bool:
+    """Return whether a text can be UTF-8: whether it holds no lone surrogate."""
     try:
         text.encode()
     except UnicodeEncodeError:

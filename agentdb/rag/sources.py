@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from agentdb.errors import AccessDeniedError, InvalidInputError, NotFoundError
-from agentdb.rag.records import Document, IngestFailure
+from agentdb.rag.records import Document, IngestFailure, is_storable
 from agentdb.storage.hot import DATABASE_FILE
 
 __all__ = ["Candidate", "Content", "Folder", "FolderRules", "Stamp", "UnreadableError", "candidates", "is_gone", "read"]
@@ -300,7 +300,7 @@ def _of_path(path: Path, rules: FolderRules, folders: list[Folder]) -> Iterator[
             pass
     except OSError as error:
         raise AccessDeniedError(f"the folder {_shown(path)} cannot be listed: {error.strerror}") from None
-    if _is_storable(str(real)):
+    if is_storable(str(real)):
         folders.append(Folder(str(real)))
     yield from _walk(real, rules)
 
@@ -341,7 +341,7 @@ def _walk(root: Path, rules: FolderRules) -> Iterator[Candidate | IngestFailure]
 
 
 def _of_file(path: Path, root: Path, found: os.stat_result) -> Candidate | IngestFailure:
-    if not _is_storable(str(path)):
+    if not is_storable(str(path)):
         return IngestFailure(_shown(path), "name", "the name of the file is not UTF-8")
     if not stat.S_ISREG(found.st_mode):
         return IngestFailure(str(path), "unreadable", "it is no regular file")
@@ -353,14 +353,6 @@ def _of_file(path: Path, root: Path, found: os.stat_result) -> Candidate | Inges
         root=str(root),
         stamp=Stamp.of(found),
     )
-
-
-def _is_storable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _shown(path: Path | str) -> str:

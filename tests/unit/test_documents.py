@@ -337,6 +337,39 @@ def test_a_file_alone_is_the_file_of_its_folder(db: agentdb.Database, folder: Pa
     check(db)
 
 
+class Given:
+    """Returns what it was given."""
+
+    def __init__(self, *chunks: Any) -> None:
+        self.chunks = chunks
+
+    def chunk(self, document: agentdb.ParsedDocument) -> list[Any]:
+        return list(self.chunks)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        agentdb.Chunk(0, 9, None, ()),
+        agentdb.Chunk(1, 1, None, ()),
+        agentdb.Chunk(0, 1, None, ("\ud800",)),
+        agentdb.Chunk(0, 1, None, (5,)),  # type: ignore[arg-type]
+        agentdb.Chunk(0, 1, "one", ()),  # type: ignore[arg-type]
+        agentdb.Chunk(0, 2, None, (), (1, 3)),
+        agentdb.Chunk(0.0, 1.0, None, ()),  # type: ignore[arg-type]
+        "text",
+    ],
+)
+def test_a_chunk_that_cannot_be_stored_is_the_failure_of_its_document(db: agentdb.Database, wrong: Any) -> None:
+    (failure,) = db.documents.ingest([("a", "xyz")], chunker=Given(wrong)).failed
+    assert failure.reason == "broken"
+    assert db.documents.list() == []
+    right = agentdb.Chunk(np.int64(0), np.int32(2), np.int16(3), ("H",), (0, np.int64(3)))  # type: ignore[arg-type]
+    assert db.documents.ingest([("a", "xyz")], chunker=Given(right)).added == 1
+    (found,) = db.documents.search("xyz")
+    assert (found.text, found.page, found.heading_path, found.matched) == ("xyz", 3, ("H",), (0, 2))
+
+
 def test_splitters_of_others(db: agentdb.Database) -> None:
     langchain = pytest.importorskip("langchain_text_splitters")
     text = "\n\n".join(f"Paragraph {i} speaks of harbour {i}, and of nothing else." for i in range(40))

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from hashlib import blake2b
 from itertools import islice
@@ -105,6 +105,13 @@ class Setup:
     metadata: Mapping[str, Any]
     images: ImageOptions | None
     workers: int
+    _of_all: list[Any] = field(init=False, repr=False)
+    """The part of the digest that all documents share."""
+
+    def __post_init__(self) -> None:
+        parsers = [_described(one) for one in self.parsers]
+        of_all = [_FORMAT, _described(self.chunked_by), parsers, [self.embedder.name, self.embedder.dimension]]
+        object.__setattr__(self, "_of_all", of_all)
 
     def metadata_of(self, candidate: Candidate) -> dict[str, Any]:
         """Return what was given as the metadata of a document."""
@@ -115,10 +122,7 @@ class Setup:
         """Return what tells ways apart in which the same content is stored differently."""
         content = candidate.content
         known = [
-            _FORMAT,
-            _described(self.chunked_by),
-            [_described(one) for one in self.parsers],
-            [self.embedder.name, self.embedder.dimension],
+            *self._of_all,
             self.metadata_of(candidate),
             candidate.name,
             None if self.images is None else self.images.setup,

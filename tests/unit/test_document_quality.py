@@ -15,7 +15,30 @@ import pytest
 import agentdb
 from agentdb import Document, Embedder, load_embedder
 
-TOPICS = ["assert", "attribute-access", "break", "class", "context-managers", "continue", "del", "formatstrings", "function", "global", "if", "import", "lambda", "nonlocal", "operator-summary", "raise", "return", "slicings", "try", "while", "with", "yield"]
+TOPICS = [
+    "assert",
+    "attribute-access",
+    "break",
+    "class",
+    "context-managers",
+    "continue",
+    "del",
+    "formatstrings",
+    "function",
+    "global",
+    "if",
+    "import",
+    "lambda",
+    "nonlocal",
+    "operator-summary",
+    "raise",
+    "return",
+    "slicings",
+    "try",
+    "while",
+    "with",
+    "yield",
+]
 QUESTIONS = {
     "which operators bind tighter than others": "operator-summary",
     "an anonymous function in one expression": "lambda",

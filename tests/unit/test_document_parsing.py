@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import json
 import random
 import resource
@@ -790,3 +791,15 @@ def test_any_bytes_give_a_document_or_a_clear_error():
             document = parse(bytes(data), name=name)
             document.text.encode()
             assert "\0" not in document.text
+
+
+def test_an_archive_whose_first_member_is_damaged_is_still_an_archive() -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("mimetype", "application/epub+zip" * 4)
+    data = bytearray(packed.getvalue())
+    start = 30 + len("mimetype")  # behind the local header
+    data[start : start + 4] = b"\xff\xff\xff\xff"
+    assert detect_media_type("book.epub", bytes(data)) == "application/zip"
+    with pytest.raises(DocumentError):
+        parse(bytes(data), name="book.epub")

@@ -13,11 +13,12 @@ from agentdb.rag.parsing.model import DocumentError, ParseLimits, Watch
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
-__all__ = ["Archive", "declared_bytes", "read_xml"]
+__all__ = ["BROKEN", "Archive", "declared_bytes", "read_xml"]
 
 _MOST_MEMBERS = 50_000
 _PIECE = 1 << 16
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
+BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError)
+"""What reading a damaged, encrypted or oddly compressed archive raises."""
 
 
 def declared_bytes(data: bytes) -> int:
@@ -25,7 +26,7 @@ def declared_bytes(data: bytes) -> int:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return sum(member.file_size for member in archive.infolist())
-    except _BROKEN:
+    except BROKEN:
         return 0
 
 
@@ -38,7 +39,7 @@ class Archive:
         self._expanded = 0
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
-        except _BROKEN as error:
+        except BROKEN as error:
             raise DocumentError(f"the archive is broken ({type(error).__name__})", reason="broken") from None
         members = self._zip.infolist()
         if len(members) > _MOST_MEMBERS:
@@ -113,7 +114,7 @@ class Archive:
                     yield piece
         except DocumentError:
             raise
-        except _BROKEN as error:
+        except BROKEN as error:
             raise DocumentError(
                 f"a member of the archive is broken ({type(error).__name__})", reason="broken"
             ) from None

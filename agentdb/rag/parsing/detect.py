@@ -7,6 +7,7 @@ import re
 import zipfile
 from pathlib import PurePath
 
+from agentdb.rag.parsing.archives import BROKEN
 from agentdb.rag.parsing.text import wide_encoding
 
 __all__ = [
@@ -214,7 +215,7 @@ def _kind_of_archive(data: bytes) -> str | None:
                 with archive.open("mimetype") as member:
                     if member.read(100).strip() == EPUB.encode():
                         return EPUB
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError):
+    except BROKEN:
         return "application/zip"
     if "META-INF/container.xml" in names and any(one.endswith(".opf") for one in names):
         return EPUB

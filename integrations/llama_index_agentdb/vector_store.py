@@ -33,6 +33,7 @@ from agentdb import (
     field,
 )
 from llama_index_agentdb.filters import to_filter
+from llama_index_agentdb.kv_store import path_of
 from llama_index_agentdb.nodes import rows_of, to_node
 
 __all__ = ["AgentDBVectorStore", "check_count"]
@@ -83,9 +84,7 @@ class AgentDBVectorStore(Closing, BasePydanticVectorStore):
         reranker: Any = None,
     ) -> None:
         connection = Connection(db_or_path, NamedCollection.prepare(collection, metric=metric))
-        given: Any = db_or_path.sync if isinstance(db_or_path, AsyncDatabase) else db_or_path
-        path = given.path if isinstance(given, Database) else given
-        fields: dict[str, Any] = {"path": os.fspath(path), "collection": collection, "metric": metric}
+        fields: dict[str, Any] = {"path": path_of(db_or_path), "collection": collection, "metric": metric}
         super().__init__(stores_text=True, **fields)
         self._connection = connection
         self._reranker = reranker

@@ -430,8 +430,10 @@ class BackgroundUpkeep:
     def _begin(self) -> bool:
         """Begin with the next agent that is due; False if none is."""
         if not self._due and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + _LOOK_EVERY_S
-            due = [one for one in self._upkeep.agents() if self._is_due(one)]
+            agents = self._upkeep.agents()
+            if agents:  # the first memory may be on its way: it must not wait for the second look
+                self._next_look = time.monotonic() + _LOOK_EVERY_S
+            due = [one for one in agents if self._is_due(one)]
             with self._mutex:
                 self._due += due
         while self._due:

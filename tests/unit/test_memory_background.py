@@ -79,6 +79,16 @@ def test_the_maintenance_thread_does_it(db_path: Path) -> None:
         assert db.memories.require(made.id).tier == "long_term"
 
 
+def test_the_first_memory_is_found_by_the_look_after_one_that_came_too_early(db: agentdb.Database, clock: Clock) -> None:
+    db.memories.erase(db.memories.remember("I have a cat.", agent_id="a").id)
+    job(db)(time.monotonic() + 60)  # finds nobody
+    db.memories.remember("I have a dog.", agent_id="a")
+    clock.now += DAY
+    while job(db)(time.monotonic() + 60):
+        pass
+    assert tiers(db, "a") == {"long_term"}
+
+
 def test_optimize_brings_it_to_its_end(db: agentdb.Database, clock: Clock) -> None:
     db.memories.remember_many(MemoryWrite(content=f"number {i} is {i * i}", agent_id="a") for i in range(100))
     clock.now += DAY

@@ -79,11 +79,14 @@ def test_the_maintenance_thread_does_it(db_path: Path) -> None:
         assert db.memories.require(made.id).tier == "long_term"
 
 
-def test_the_first_memory_is_found_by_the_look_after_one_that_came_too_early(db: agentdb.Database, clock: Clock) -> None:
-    db.memories.erase(db.memories.remember("I have a cat.", agent_id="a").id)
-    job(db)(time.monotonic() + 60)  # finds nobody
-    db.memories.remember("I have a dog.", agent_id="a")
+def test_a_look_before_the_first_memory_is_repeated_at_once(
+    db: agentdb.Database, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    db.memories.remember("I have a cat.", agent_id="a")
     clock.now += DAY
+    with monkeypatch.context() as early:
+        early.setattr(db.memories._upkeep, "agents", list)
+        assert not job(db)(time.monotonic() + 60)
     while job(db)(time.monotonic() + 60):
         pass
     assert tiers(db, "a") == {"long_term"}

@@ -177,7 +177,7 @@ with db.transaction(), db._core.cold_lock(table._id).held(1, "a"):
             db.table("a").put(row_a(7))
             db.flush()
             db.optimize()
-            assert time.monotonic() - started < 5
+            assert time.monotonic() - started < 20
             assert db.table("a").count() == 6
             # Its pin does not count either.
             assert len(list((db_path / "pins").iterdir())) == 1
@@ -384,7 +384,7 @@ db.close()
                 with pytest.raises(StorageError) as caught:
                     call()
                 assert caught.value.retryable
-                assert 0.4 < time.monotonic() - started < 3
+                assert 0.4 < time.monotonic() - started < 10
             assert table.get("k0001") is None
             process.stdin.write("\n")
             process.stdin.flush()

@@ -693,7 +693,7 @@ def test_closing_while_tasks_run(db_path: Path) -> None:
         await asyncio.sleep(0.3)
         async with Pulse() as pulse:
             await db.close()
-        assert pulse.worst_s < 1.0
+        assert pulse.worst_s < 5.0
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(one) for one in ended} == {ClosedError}
         assert not threads("agentdb-")

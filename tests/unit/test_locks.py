@@ -82,7 +82,7 @@ def test_two_locks_of_one_file_exclude_each_other(path: Path) -> None:
     assert not other.acquire(0, ME)
     started = time.monotonic()
     assert not other.acquire(0.1, ME)
-    assert 0.05 < time.monotonic() - started < 2
+    assert 0.05 < time.monotonic() - started < 10
     one.withdraw(ME)
     assert other.acquire(5, ME), "the waiter that timed out must not keep the lock"
     assert not one.acquire(0, ME)
@@ -187,7 +187,7 @@ def test_a_thread_that_takes_the_lock_again_and_again_lets_others_in(path: Path)
         for _ in range(20):
             started = time.monotonic()
             assert lock.acquire(10, ME)
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < 5
             lock.withdraw(ME)
     finally:
         stop.set()

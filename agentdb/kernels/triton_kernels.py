@@ -418,12 +418,16 @@ def near_pairs(
         found = tl.sum(near.to(tl.int32))
         if found > 0:
             flat = tl.reshape(near.to(tl.int32), [B * B])
-            place = tl.atomic_add(count, found.to(tl.int64)) + tl.cumsum(flat, axis=0) - flat
-            left = tl.reshape(tl.broadcast_to(i[:, None], [B, B]), [B * B]).to(tl.int64)
-            right = tl.reshape(tl.broadcast_to(j[None, :], [B, B]), [B * B]).to(tl.int64)
-            keep = (flat != 0) & (place < capacity)
-            tl.store(pairs + 2 * place, left, mask=keep)
-            tl.store(pairs + 2 * place + 1, right, mask=keep)
+            start = tl.atomic_add(count, found.to(tl.int64))
+            # What differs between places is kept in 32 bits: 64 for each of them would not fit into the registers.
+            place = tl.cumsum(flat, axis=0) - flat
+            left = tl.reshape(tl.broadcast_to(i[:, None], [B, B]), [B * B])
+            right = tl.reshape(tl.broadcast_to(j[None, :], [B, B]), [B * B])
+            room = tl.minimum(tl.maximum(capacity - start, 0), B * B).to(tl.int32)
+            keep = (flat != 0) & (place < room)
+            own = pairs + 2 * start
+            tl.store(own + 2 * place, left.to(tl.int64), mask=keep)
+            tl.store(own + 2 * place + 1, right.to(tl.int64), mask=keep)
 
 
 @triton.jit

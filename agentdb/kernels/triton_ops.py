@@ -38,6 +38,14 @@ def _block(width: int, largest: int = 128) -> int:
     return size
 
 
+def one_query_block(width: int) -> int:
+    """Return the columns that `segment_scores_one` takes at a time.
+
+    The compiler unrolls its loop; from 1,536 columns on the registers hold the loads of blocks of 64 only.
+    """
+    return _block(width, 128 if width < 1536 else 64)
+
+
 def group_max(view: View, queries: Any, rounded: Any, shift: Any, group: int) -> Any:
     """See `torch_ops.group_max`."""
     n_queries = len(queries)
@@ -204,7 +212,7 @@ def segment_scores(view: View, rounded: Any, shift: Any, tiles: Any, pages: Any,
     )  # fmt: skip
     if most == 1:
         programs.segment_scores_one[grid](
-            *at, D=view.width, BK=_block(view.width), P=view.page, CH=chunk, SHIFT=shift is not None, STAGES=1,
+            *at, D=view.width, BK=one_query_block(view.width), P=view.page, CH=chunk, SHIFT=shift is not None, STAGES=1,
             num_warps=4,
         )  # fmt: skip
     else:

@@ -11,6 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from agentdb.kernels import triton_kernels as programs
+from agentdb.kernels.triton_ops import one_query_block
 
 ASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 I64, F32, F64, BF16 = "*i64", "*fp32", "*fp64", "*bf16"
@@ -37,7 +38,7 @@ def cases(d):
     yield programs.exact_scores, [F32, I64, I64, I64, I64, F64, F64, *rows, "i32"], constants, 4, 3
     constants = {"D": d, "BK": block, "BQ": 16, "P": 64, "CH": 8, "SHIFT": True, "WIDE": False, "STAGES": 1}
     yield programs.segment_scores, [BF16, I64, I64, I64, F32, F32, *rows, "i32"], constants, 4, 3
-    constants = {"D": d, "BK": block, "P": 64, "CH": 2, "SHIFT": True, "STAGES": 1}
+    constants = {"D": d, "BK": one_query_block(d), "P": 64, "CH": 2, "SHIFT": True, "STAGES": 1}
     yield programs.segment_scores_one, [BF16, I64, I64, I64, F32, F32, *rows, "i32"], constants, 4, 3
     for tokens in (32, 128):
         constants = {"D": d, "BK": 32, "BQ": tokens, "BT": 64, "MAX_BLOCKS": 4, "PRECISION": "tf32x3"}
@@ -72,9 +73,12 @@ def spilled(program, types, constants, warps, stages):
 
 
 def main():
-    for d in map(int, sys.argv[1:]):
-        for program, *rest in cases(d):
-            print(f"{program.fn.__name__} D={d}: {spilled(program, *rest)} bytes spilled", flush=True)
+    """Compile for each dimension given; "1536:mmr,finish" means these programs only."""
+    for wanted in sys.argv[1:]:
+        d, _, names = wanted.partition(":")
+        for program, *rest in cases(int(d)):
+            if not names or program.fn.__name__ in names.split(","):
+                print(f"{program.fn.__name__} D={d}: {spilled(program, *rest)} bytes spilled", flush=True)
 
 
 if __name__ == "__main__":

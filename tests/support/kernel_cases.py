@@ -118,6 +118,7 @@ def primitives_case(device, *, prefer=None, d=24, seed=0, tokens_dtype=np.float3
     rows[40:60] = rows[:20] + 0.02 * rows[40:60]
     rows[60:63] = rows[40:43] + 0.02 * rows[60:63]
     rows[70] = 0
+    rows = np.concatenate([rows, np.repeat(rows[:1], 50, axis=0)])  # more pairs than there is room for at first
     for threshold in (0.5, 0.99):
         pairs, labels = near_duplicates(rows, threshold, device=device, prefer=prefer)
         want_pairs, want_labels = reference.near_duplicates(rows, threshold)
@@ -133,6 +134,7 @@ def interpreted():
     search_case("cpu", 300, 20, 2, 3, "cosine", kind="duplicates", slab_rows=128)
     search_case("cpu", 200, 16, 2, 3, "l2", weighted=True, slab_rows=128)
     search_case("cpu", 260, 16, 3, 3, "dot", is_segmented=True, slab_rows=128)
+    search_case("cpu", 64, 1536, 2, 2, "cosine", is_segmented=True, slab_rows=128)
     primitives_case("cpu", d=16)
     print("interpreted")
 

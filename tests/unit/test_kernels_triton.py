@@ -45,14 +45,15 @@ def test_programs_agree_with_their_oracles_in_the_interpreter():
     assert "interpreted" in found.stdout
 
 
-def test_programs_compile_for_sm_90_without_spills(tmp_path):
+def _compiled(cache, *wanted):
+    """Lines of `support.compile_kernels`, in a process of its own."""
     pytest.importorskip("torch")
     triton = pytest.importorskip("triton", reason="Triton is not installed")
     if not (Path(triton.__file__).parent / "backends/nvidia/bin/ptxas").exists():
         pytest.skip("this build of Triton brings no assembler")
     tests = Path(__file__).parents[1]
     found = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "support.compile_kernels", "384"],
+        [sys.executable, "-W", "ignore", "-m", "support.compile_kernels", *wanted],
         capture_output=True,
         text=True,
         check=False,
@@ -60,10 +61,23 @@ def test_programs_compile_for_sm_90_without_spills(tmp_path):
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(tests), *sys.path]),
-            "TRITON_CACHE_DIR": str(tmp_path),
+            "TRITON_CACHE_DIR": str(cache),
         },
     )
     assert found.returncode == 0, found.stderr[-3000:]
-    lines = found.stdout.splitlines()
+    return found.stdout.splitlines()
+
+
+def test_programs_compile_for_sm_90_without_spills(tmp_path):
+    # Two have so much to hold that D decides: these at the largest that is promised too.
+    lines = _compiled(tmp_path, "384", "1536:near_pairs,segment_scores_one")
+    assert len(lines) > 17
+    assert [line for line in lines if not line.endswith(": 0 bytes spilled")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("d", ["64", "768", "1024", "1536"])
+def test_programs_compile_for_sm_90_without_spills_at_other_dimensions(tmp_path, d):
+    lines = _compiled(tmp_path, d)
     assert len(lines) > 15
     assert [line for line in lines if not line.endswith(": 0 bytes spilled")] == []

@@ -1,7 +1,8 @@
-"""What memory is built from besides search: late interaction, diversity, near-duplicates."""
+"""What memory is built from besides search: late interaction, diversity, near-duplicates, neighbours among some rows."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,13 @@ import numpy.typing as npt
 from agentdb.errors import InvalidInputError
 from agentdb.kernels.choice import Backend, choose, require_torch, triton_ops
 
-__all__ = ["maxsim", "mmr", "near_duplicates"]
+__all__ = ["maxsim", "mmr", "near_duplicates", "nearest"]
 
 _ROUNDING = 2.0**-7
 """Twice the largest relative error of bfloat16: what a cosine of rounded unit rows can be off by, and some more."""
+_BLOCK_ROWS = 1 << 14
+_BLOCK_SCORES = 1 << 24
+_EXACT_NUMBERS = 1 << 24
 
 
 def _ops(operation: str, device: Any, prefer: Backend | None) -> Any:
@@ -40,6 +44,25 @@ def _padded(tensor: Any) -> Any:
     width = tensor.shape[-1]
     unit = 64 if width > 48 else 16
     return torch.nn.functional.pad(tensor, (0, -width % unit)).contiguous()
+
+
+def _units(rows: Any) -> Any:
+    """Return rows in float64 at length 1; zero rows stay zero."""
+    exact = rows.double()
+    norms = exact.norm(dim=1, keepdim=True)
+    return require_torch().where(norms > 0, exact / norms.where(norms > 0, 1.0), 0.0)
+
+
+def _margin(width: int, *, is_rounded: bool) -> float:
+    """Return how far a cosine in float32 can be off: a sum of D products, each of them off by a rounding, and some more."""
+    return _ROUNDING if is_rounded else (width + 8) * 2.0**-22
+
+
+def _exact(left: Any, right: Any, i: Any, j: Any) -> Any:
+    """Return `[P]` float64 cosines of rows ``left[i]`` and ``right[j]``; equal rows have equal ones."""
+    step = max(1, _EXACT_NUMBERS // max(1, left.shape[1]))
+    parts = [(left[a] * right[b]).sum(1) for a, b in zip(i.split(step), j.split(step), strict=True)]
+    return require_torch().cat(parts)
 
 
 def maxsim(
@@ -142,19 +165,14 @@ def near_duplicates(
         raise InvalidInputError(f"threshold must be above 0, not {threshold}")
     if not len(rows):
         return np.empty((0, 2), np.int64), np.empty(0, np.int64)
-    exact = rows.double()
-    norms = exact.norm(dim=1)
-    exact = torch.where(norms[:, None] > 0, exact / norms.where(norms > 0, 1.0)[:, None], 0.0)
+    exact = _units(rows)
     ops = _ops("near_pairs", device, prefer)
     unit = _padded(exact.float())
     is_rounded = rows.is_cuda or hasattr(ops, "LARGEST_FINISH")
     scale = torch.ones(len(rows), dtype=torch.float32, device=rows.device)
-    margin = _ROUNDING if is_rounded else 1e-5
+    margin = _margin(unit.shape[1], is_rounded=is_rounded)
     pairs = ops.near_pairs(unit.to(torch.bfloat16) if is_rounded else unit, scale, threshold - margin)
-    kept = [
-        part[(exact[part[:, 0]] * exact[part[:, 1]]).sum(1) >= threshold] for part in pairs.split(1 << 16)
-    ]  # fmt: skip
-    pairs = torch.cat(kept) if kept else pairs
+    pairs = pairs[_exact(exact, exact, pairs[:, 0], pairs[:, 1]) >= threshold]
     pairs = pairs[(pairs[:, 0] * len(rows) + pairs[:, 1]).argsort()]
     labels = torch.arange(len(rows), device=rows.device)
     while len(pairs):
@@ -168,3 +186,93 @@ def near_duplicates(
             break
         labels = after
     return pairs.cpu().numpy(), labels.cpu().numpy()
+
+
+def nearest(
+    queries: Any, rows: Any, k: int, *, allowed: Any, least: float, device: Any = "cpu"
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return for each query the K rows of the largest cosines, exactly, best first, ties by lower row.
+
+    A float32 product (on a GPU one of rounded rows) finds what may be among them; float64 decides. Rows are brought to
+    the device in blocks, so that its memory stays bounded.
+
+    Args:
+        queries: `[Q, D]`.
+        rows: `[N, D]`.
+        k: at least 1.
+        allowed: `[Q, N]` bool: which rows count for which query.
+        least: only cosines that reach it.
+        device: where to compute.
+
+    Returns:
+        rows `[Q, K]` int64 and cosines `[Q, K]` float32; -1 and -inf where there was no further row.
+
+    Raises:
+        InvalidInputError: shapes differ, k is below 1, or a value is not finite.
+    """
+    torch = require_torch()
+    asked = _matrix(queries, "queries", 2, device)
+    known = rows if isinstance(rows, torch.Tensor) else np.asarray(rows)
+    if known.ndim != 2 or known.shape[1] != asked.shape[1]:
+        raise InvalidInputError(f"rows must be [N, {asked.shape[1]}], not {list(known.shape)}")
+    mask = torch.as_tensor(allowed)
+    if mask.dtype != torch.bool or mask.shape != (len(asked), len(known)):
+        raise InvalidInputError(
+            f"allowed must be bool [{len(asked)}, {len(known)}], not {mask.dtype} {list(mask.shape)}"
+        )
+    if k < 1 or math.isnan(least):
+        raise InvalidInputError(f"k must be at least 1 and least a number, not {k} and {least}")
+    exact = _units(asked)
+    best = torch.full((len(asked), k), -math.inf, dtype=torch.float64, device=asked.device)
+    at = torch.full((len(asked), k), -1, dtype=torch.int64, device=asked.device)
+    step = max(1, _BLOCK_SCORES // _BLOCK_ROWS)
+    for first in range(0, len(known), _BLOCK_ROWS):
+        block = _units(_matrix(known[first : first + _BLOCK_ROWS], "rows", 2, device))
+        for begin in range(0, len(asked), step):
+            part = slice(begin, begin + step)
+            counted = mask[part, first : first + len(block)].to(asked.device)
+            _improve(best[part], at[part], exact[part], block, counted, first, least)
+    return at.cpu().numpy(), best.float().cpu().numpy()
+
+
+def _improve(best: Any, at: Any, queries: Any, block: Any, counted: Any, first: int, least: float) -> None:
+    """Put the rows of a block that belong there among the K best of each query, in place.
+
+    Args:
+        best: `[q, K]` float64 cosines so far, best first.
+        at: `[q, K]` their rows.
+        queries: `[q, D]` float64 unit vectors.
+        block: `[r, D]` float64 unit vectors.
+        counted: `[q, r]` bool.
+        first: the number of the block's first row.
+        least: only cosines that reach it.
+    """
+    torch = require_torch()
+    k, is_rounded = best.shape[1], block.is_cuda
+    if is_rounded:
+        near = torch.mm(queries.to(torch.bfloat16), block.to(torch.bfloat16).T, out_dtype=torch.float32)
+    else:
+        near = queries.float() @ block.float().T
+    near.masked_fill_(~counted, -math.inf)
+    margin = _margin(block.shape[1], is_rounded=is_rounded)
+    floor = best[:, -1].clamp(min=least)
+    if len(block) >= k:
+        # K rows of this block reach their approximate score less the margin, so what stays below that is not among the best.
+        floor = torch.maximum(floor, near.topk(k, dim=1).values[:, -1].double() - margin)
+    query, row = ((near >= (floor - margin).float()[:, None]) & counted).nonzero().unbind(1)
+    if not len(query):
+        return
+    cosines = _exact(queries, block, query, row)
+    has = at >= 0
+    query = torch.cat([has.nonzero()[:, 0], query[cosines >= least]])
+    place = torch.cat([at[has], row[cosines >= least] + first])
+    score = torch.cat([best[has], cosines[cosines >= least]])
+    order = place.argsort()
+    order = order[score[order].argsort(descending=True, stable=True)]
+    order = order[query[order].argsort(stable=True)]
+    query, place, score = query[order], place[order], score[order]
+    counts = torch.bincount(query, minlength=len(best))
+    rank = torch.arange(len(query), device=query.device) - (counts.cumsum(0) - counts)[query]
+    kept = rank < k
+    best[query[kept], rank[kept]] = score[kept]
+    at[query[kept], rank[kept]] = place[kept]

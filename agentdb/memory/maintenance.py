@@ -193,7 +193,10 @@ def compare_settled(
     near: dict[int, list[tuple[int, float]]] = {}
     for scope in np.unique(rows.number("scope")[mine]).tolist():
         own, its = (some[rows.number("scope")[some] == scope] for some in (mine, others))
-        found = nearest_before(rows.vectors(own), rows.vectors(its), age[its] < age[own][:, None], NEIGHBOURS, least)
+        before = age[its] < age[own][:, None]
+        found = nearest_before(
+            rows.vectors(own), rows.vectors(its), before, NEIGHBOURS, least, device=rows.device
+        )  # fmt: skip
         for slot, best in zip(own.tolist(), found, strict=True):
             near[slot] = [(int(its[at]), cosine) for at, cosine in best]
     needed = list(dict.fromkeys(slot for slot in mine.tolist() for slot in (slot, *(one for one, _ in near[slot]))))

@@ -23,7 +23,9 @@ _ROWS = 16_384
 """Rows compared at a time, so that what is in memory stays bounded."""
 
 
-def nearest_before(rows: Floats, others: Floats, allowed: Mask, k: int, least: float) -> list[list[tuple[int, float]]]:
+def nearest_before(
+    rows: Floats, others: Floats, allowed: Mask, k: int, least: float, *, device: str | None = None
+) -> list[list[tuple[int, float]]]:
     """Return for each row its K nearest others with their cosines, nearest first, ties by position.
 
     Args:
@@ -32,7 +34,16 @@ def nearest_before(rows: Floats, others: Floats, allowed: Mask, k: int, least: f
         allowed: `[n, N]`: which others count for which row.
         k: at most so many.
         least: only cosines that reach it.
+        device: a torch device.
     """
+    if device is not None:
+        from agentdb.kernels.primitives import nearest
+
+        places, cosines = nearest(rows, others, k, allowed=allowed, least=least, device=device)
+        return [
+            [(at, cosine) for at, cosine in zip(*one, strict=True) if at >= 0]
+            for one in zip(places.tolist(), cosines.tolist(), strict=True)
+        ]
     kept: list[list[tuple[int, float]]] = [[] for _ in rows]
     for start in range(0, len(others), _ROWS):
         part = slice(start, start + _ROWS)

@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from support.kernel_cases import make, primitives_case, same_up_to_equal_scores, search_case  # noqa: E402
+from support.kernel_cases import make, nearest_case, primitives_case, same_up_to_equal_scores, search_case  # noqa: E402
 
 from agentdb.errors import InvalidInputError  # noqa: E402
 from agentdb.kernels import DeviceIndex, explain, reference  # noqa: E402
@@ -58,6 +58,11 @@ def test_recall_is_exactly_one(seed):
 @pytest.mark.parametrize("d", [16, 24, 100, 384])
 def test_primitives_agree_with_their_oracles(prefer, d):
     primitives_case("cuda", prefer=prefer, d=d)
+
+
+@pytest.mark.parametrize(("n", "d", "k"), [(70, 8, 5), (40_000, 100, 10), (5, 1536, 12)])
+def test_neighbours_among_some_rows_are_those_of_float64(n, d, k):
+    nearest_case("cuda", 33, n, d, k, 0.2)
 
 
 def test_triton_is_what_runs():

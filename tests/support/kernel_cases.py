@@ -1,12 +1,13 @@
 """Checks of the kernels against their oracles, on any device: pytest on the CPU and on a GPU, and Triton's interpreter."""
 
+import itertools
 import sys
 
 import numpy as np
 
 from agentdb.kernels import reference
 from agentdb.kernels.index import DeviceIndex
-from agentdb.kernels.primitives import maxsim, mmr, near_duplicates
+from agentdb.kernels.primitives import maxsim, mmr, near_duplicates, nearest
 
 
 def make(n, d, generator, *, kind):
@@ -124,6 +125,36 @@ def primitives_case(device, *, prefer=None, d=24, seed=0, tokens_dtype=np.float3
         want_pairs, want_labels = reference.near_duplicates(rows, threshold)
         np.testing.assert_array_equal(pairs, want_pairs)
         np.testing.assert_array_equal(labels, want_labels)
+
+
+def nearest_case(device, n_queries, n, d, k, least, *, share=0.7, seed=0):
+    """Neighbours among the rows that a random mask leaves, some of them equal, some zero, against float64."""
+    generator = np.random.default_rng(seed)
+    queries, rows = (generator.standard_normal((size, d)).astype(np.float32) for size in (n_queries, n))
+    rows[n // 2 :] = rows[: n - n // 2]
+    rows[n // 3 : n // 3 + 2] = 0
+    queries[: n // 4] = rows[: min(n // 4, n_queries)]
+    allowed = generator.random((n_queries, n)) < share
+    allowed[n_queries // 2 :][:1] = False
+    at, cosines = nearest(queries, rows, k, allowed=allowed, least=least, device=device)
+    assert at.dtype == np.int64
+    assert cosines.dtype == np.float32
+    for query, mask, mine, found in zip(queries, allowed, at, cosines, strict=True):
+        # All of them, so that what is equal up to an ulp of float64 may change places anywhere.
+        scores, order = reference.topk(query[None], rows, n, "cosine", live=mask)
+        scores, order = scores[0][order[0] >= 0], order[0][order[0] >= 0]
+        wanted = int(min(k, (scores >= least).sum()))
+        assert (mine[wanted:] == -1).all()
+        assert (found[wanted:] == -np.inf).all()
+        np.testing.assert_allclose(found[:wanted], scores[:wanted], rtol=1e-6, atol=1e-7)
+        exact = dict(zip(order.tolist(), scores.tolist(), strict=True))
+        np.testing.assert_allclose([exact[one] for one in mine[:wanted].tolist()], scores[:wanted], rtol=0, atol=1e-14)
+        for one, other in itertools.pairwise(mine[:wanted].tolist()):
+            assert one < other or not np.array_equal(rows[one], rows[other])
+        if wanted:
+            last = int(mine[wanted - 1])
+            twins = np.flatnonzero((rows[:last] == rows[last]).all(axis=1) & mask[:last])
+            assert set(twins.tolist()) <= set(mine.tolist())
 
 
 def interpreted():

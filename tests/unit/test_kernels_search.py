@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from support.kernel_cases import primitives_case, search_case  # noqa: E402
+from support.kernel_cases import nearest_case, primitives_case, search_case  # noqa: E402
 
 from agentdb.errors import InvalidInputError, UnavailableError  # noqa: E402
-from agentdb.kernels import DeviceIndex, explain, reference  # noqa: E402
+from agentdb.kernels import DeviceIndex, explain, primitives, reference  # noqa: E402
 from agentdb.kernels.torch_ops import join, split  # noqa: E402
 
 
@@ -54,6 +54,43 @@ def test_recall_is_exactly_one(n, d, k, metric, kind, is_segmented, weighted, se
 
 def test_primitives_agree_with_their_oracles():
     primitives_case("cpu")
+
+
+@pytest.mark.parametrize(
+    ("n_queries", "n", "d", "k", "least"),
+    [
+        (9, 70, 8, 5, -0.5),
+        (33, 513, 40, 10, 0.2),
+        (3, 5, 1536, 12, -1.1),
+        (1, 1, 3, 1, 0.0),
+        (2, 300, 16, 300, -np.inf),
+    ],
+)
+@pytest.mark.parametrize("block", [64, 1 << 14])
+def test_neighbours_among_some_rows_are_those_of_float64(monkeypatch, n_queries, n, d, k, least, block):
+    monkeypatch.setattr(primitives, "_BLOCK_ROWS", block)
+    monkeypatch.setattr(primitives, "_BLOCK_SCORES", 7 * block)
+    monkeypatch.setattr(primitives, "_EXACT_NUMBERS", 500)
+    nearest_case("cpu", n_queries, n, d, k, least)
+    nearest_case("cpu", n_queries, n, d, k, least, share=0.0)
+
+
+def test_neighbours_of_nothing_and_among_nothing():
+    none, some = np.empty((0, 4), np.float32), np.eye(4, dtype=np.float32)
+    at, cosines = primitives.nearest(some, none, 2, allowed=np.ones((4, 0), bool), least=0.0)
+    assert at.tolist() == [[-1, -1]] * 4
+    assert np.isneginf(cosines).all()
+    assert primitives.nearest(none, some, 2, allowed=np.ones((0, 4), bool), least=0.0)[0].shape == (0, 2)
+    for bad in (
+        {"rows": some[:, :3]},
+        {"allowed": np.ones((4, 3), bool)},
+        {"allowed": np.ones((4, 4))},
+        {"k": 0},
+        {"least": np.nan},
+        {"rows": np.full((4, 4), np.nan)},
+    ):
+        with pytest.raises(InvalidInputError):
+            primitives.nearest(**{"queries": some, "rows": some, "k": 1, "allowed": np.eye(4) > 0, "least": 0.0} | bad)
 
 
 def test_planes_hold_every_float32():

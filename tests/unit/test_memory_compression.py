@@ -270,6 +270,7 @@ def test_neighbours_are_those_of_a_loop_over_all_pairs() -> None:
         assert [one for one, _ in found[i]] == [one for one, _ in wanted]
         np.testing.assert_allclose([one for _, one in found[i]], [one for _, one in wanted], rtol=1e-5)
     assert nearest_before(rows[:0], others, allowed[:0], 5, 0.0) == []
+    assert nearest_before(rows[:0], others, allowed[:0], 5, 0.0, device="cpu") == []
 
 
 def test_clusters_are_disjoint_and_near_their_leader() -> None:
@@ -290,6 +291,13 @@ def test_a_device_says_what_the_host_says() -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     host = leaders(vectors, 0.3, least=3, most=6)
     assert leaders(vectors, 0.3, least=3, most=6, device="cpu") == host
+    before = np.tri(50, 70, -1, dtype=np.bool_)
+    others = np.concatenate([vectors, vectors[:20]])
+    near = nearest_before(vectors, others, before, 4, 0.2)
+    on_device = nearest_before(vectors, others, before, 4, 0.2, device="cpu")
+    assert [[at for at, _ in one] for one in on_device] == [[at for at, _ in one] for one in near]
+    for mine, theirs in zip(on_device, near, strict=True):
+        np.testing.assert_allclose([one for _, one in mine], [one for _, one in theirs], rtol=1e-5)
     relevance = rng.random(50)
     for diversity in (0.0, 0.3, 1.0):
         chosen = diverse(vectors, relevance, 8, diversity=diversity)
@@ -329,7 +337,7 @@ def test_the_device_of_the_configuration_is_what_memories_are_compared_on(
 ) -> None:
     """A whole recall and a whole compression, by torch on the processor where a GPU would be."""
     asked: list[str] = []
-    for name in ("maxsim", "mmr", "near_duplicates"):
+    for name in ("maxsim", "mmr", "near_duplicates", "nearest"):
         kernel = getattr(primitives, name)
 
         def counted(*given: Any, kernel: Any = kernel, name: str = name, **options: Any) -> Any:
@@ -353,7 +361,7 @@ def test_the_device_of_the_configuration_is_what_memories_are_compared_on(
     assert set(asked) == {"maxsim", "mmr"}
     report = grow_old(memories, clock)
     assert [one.memory_id for one in report.changes if one.action == "compressed"] == garden
-    assert "near_duplicates" in asked
+    assert {"near_duplicates", "nearest"} <= set(asked)
 
 
 def test_without_a_device_torch_is_not_imported(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Generic, Literal, Never, Self, TypeVar
 from agentdb.aio import AsyncDatabase
 from agentdb.database import Database, open
 from agentdb.embedding import Embedder
-from agentdb.errors import ClosedError, InvalidInputError, NotFoundError
+from agentdb.errors import AccessDeniedError, ClosedError, InvalidInputError, NotFoundError
 from agentdb.vectors.collection import Collection
 from agentdb.vectors.definition import CollectionMetric, check_collection_name
 
@@ -103,6 +103,23 @@ class Connection(Generic[T_co]):
             with self._preparing:
                 prepared = self._prepared = self._prepare(database) if self._prepared is None else self._prepared
         return prepared
+
+    def found(self) -> T_co | None:
+        """Return what was prepared; None where that would have to make it in a database that is read-only: it is empty.
+
+        For reads. The next call looks again, because another process may have made it meanwhile.
+
+        Raises:
+            ClosedError: the connection was closed.
+            FormatError, AccessDeniedError, UnavailableError: see ``agentdb.open``.
+        """
+        try:
+            return self()
+        except AccessDeniedError:
+            database = self._opened if self._opened is not None else self._given
+            if isinstance(database, Database) and database.read_only:
+                return None
+            raise
 
     def check(self) -> None:
         """Raise if it was closed.

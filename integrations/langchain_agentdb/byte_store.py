@@ -52,7 +52,9 @@ class AgentDBByteStore(Closing, BaseStore[str, bytes]):
 
     def mget(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the values of these keys, in their order; None where there is none. One consistent state."""
-        rows = self._connection().get_many([(self._namespace, one) for one in _keys(keys)])
+        wanted = [(self._namespace, one) for one in _keys(keys)]
+        table = self._connection.found()
+        rows = [None] * len(wanted) if table is None else table.get_many(wanted)
         return [None if row is None else row["value"] for row in rows]
 
     async def amget(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -92,7 +94,8 @@ class AgentDBByteStore(Closing, BaseStore[str, bytes]):
         mine = field("namespace") == self._namespace
         if prefix is not None:
             mine &= field("key").startswith(prefix)
-        for row in self._connection().scan(mine, order_by="key", columns=["key"]):
+        table = self._connection.found()
+        for row in () if table is None else table.scan(mine, order_by="key", columns=["key"]):
             yield row["key"]
 
     async def ayield_keys(self, *, prefix: str | None = None) -> AsyncIterator[str]:

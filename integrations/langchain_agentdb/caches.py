@@ -129,9 +129,9 @@ class AgentDBLLMCache(Closing, BaseCache):
         Raises:
             IntegrityError: what is stored is no answer, or names a class that is not allowed.
         """
-        answers = self._connection()
-        row = answers.table.get((_digest(llm_string), _digest(prompt)))
-        if row is None or (row["expires_at"] is not None and row["expires_at"] <= _now(answers.db)):
+        answers = self._connection.found()
+        row = None if answers is None else answers.table.get((_digest(llm_string), _digest(prompt)))
+        if answers is None or row is None or (row["expires_at"] is not None and row["expires_at"] <= _now(answers.db)):
             return None
         return unpack_generations(row["answer"], self._classes)
 

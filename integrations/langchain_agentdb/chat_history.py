@@ -97,7 +97,8 @@ class AgentDBChatMessageHistory(Closing, BaseChatMessageHistory):
             IntegrityError: what is stored is no message, or of a class that is not allowed.
         """
         mine = field("session_id") == self._session_id
-        rows = self._connection().messages.scan(mine, order_by="number", columns=["message"])
+        chats = self._connection.found()
+        rows = () if chats is None else chats.messages.scan(mine, order_by="number", columns=["message"])
         return [unpack_message(row["message"], self._classes) for row in rows]
 
     async def aget_messages(self) -> list[BaseMessage]:

@@ -93,7 +93,7 @@ class AgentDBRecordManager(Closing, RecordManager):
         self._connection = Connection(db_or_path, _Records.of)
 
     def create_schema(self) -> None:
-        """Make the tables, if they are not there yet; every other call does it, too."""
+        """Make the tables, if they are not there yet; every call that writes does it, too."""
         self._connection()
 
     async def acreate_schema(self) -> None:
@@ -168,7 +168,9 @@ class AgentDBRecordManager(Closing, RecordManager):
 
     def exists(self, keys: Sequence[str]) -> list[bool]:
         """Return whether each of these keys is recorded."""
-        rows = self._connection().records.get_many([(self.namespace, one) for one in _strings("keys", keys)])
+        wanted = [(self.namespace, one) for one in _strings("keys", keys)]
+        records = self._connection.found()
+        rows = [None] * len(wanted) if records is None else records.records.get_many(wanted)
         return [row is not None for row in rows]
 
     async def aexists(self, keys: Sequence[str]) -> list[bool]:
@@ -198,7 +200,8 @@ class AgentDBRecordManager(Closing, RecordManager):
             mine.append(field("updated_at") > after)
         if group_ids is not None:
             mine.append(field("group_id").in_(_strings("group_ids", group_ids)))
-        rows = self._connection().records.scan(And(*mine), order_by="key", limit=limit, columns=["key"])
+        records = self._connection.found()
+        rows = () if records is None else records.records.scan(And(*mine), order_by="key", limit=limit, columns=["key"])
         return [row["key"] for row in rows]
 
     async def alist_keys(

@@ -83,7 +83,9 @@ class AgentDBCache(Closing, BaseCache[ValueT]):
         names = [_name(key) for key in keys]
         if not names:
             return {}
-        entries = self._connection()
+        entries = self._connection.found()
+        if entries is None:
+            return {}
         rows = entries.table.get_many(names)
         now = entries.now()
         found: dict[FullKey, ValueT] = {}

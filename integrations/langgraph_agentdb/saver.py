@@ -85,7 +85,8 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
             IntegrityError: what is stored does not match its checksum.
         """
         where = _where(config)
-        found = self._connection().get(*where)
+        checkpoints = self._connection.found()
+        found = None if checkpoints is None else checkpoints.get(*where)
         return None if found is None else self._tuple(found)
 
     def list(
@@ -115,7 +116,9 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
             where = _where(config)
             checkpoint_id = where.checkpoint_id
             place = where.place if "checkpoint_ns" in config["configurable"] else where.place[:1]
-        checkpoints = self._connection()
+        checkpoints = self._connection.found()
+        if checkpoints is None:
+            return iter(())
         found = checkpoints.find(
             place,
             checkpoint_id=checkpoint_id,
@@ -159,7 +162,10 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
             return {}
         where = _where(config)
         result: dict[str, DeltaChannelHistory] = {}
-        for name, (writes, seed) in self._connection().history(*where, list(dict.fromkeys(channels))).items():
+        checkpoints, names = self._connection.found(), list(dict.fromkeys(channels))
+        if checkpoints is None:
+            return {name: {"writes": []} for name in names}
+        for name, (writes, seed) in checkpoints.history(*where, names).items():
             entry: DeltaChannelHistory = {
                 "writes": [(one.task_id, one.channel, self._load(one.content)) for one in writes]
             }

@@ -179,7 +179,9 @@ class AgentDBStore(Closing, BaseStore):
         return plan
 
     def _execute(self, plan: _Plan, queries: Vectors | None, texts: Vectors | None) -> list[Result]:
-        items = self._connection()
+        items = self._connection() if plan.puts else self._connection.found()
+        if items is None:  # a read-only database in which nobody has stored anything yet
+            return [None if number in plan.gets else [] for number in range(plan.size)]
         vectors = {} if queries is None else dict(zip(plan.queries, queries, strict=True))
         results: list[Result] = [None] * plan.size
         read: list[ItemKey] = []

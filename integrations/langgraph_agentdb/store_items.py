@@ -36,6 +36,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from agentdb import (
+    AccessDeniedError,
     And,
     Collection,
     Database,
@@ -350,9 +351,12 @@ class Items:
         self._items: Table = db.table(ITEMS)
         self._heads: Table = db.table(HEADS)
         self._namespaces: Table = db.table(NAMESPACES)
-        self._collection: Collection | None = None if dims is None else db.collection(VECTORS, dimension=dims)
+        self._collection: Collection | None = None
         self._resident = _Resident(db.config.resident_bytes // _RESIDENT_SHARE)
         self._dims = dims or 0
+        if dims is not None:
+            with suppress(AccessDeniedError):  # read-only, and nothing was embedded yet
+                self._collection = db.collection(VECTORS, dimension=dims)
         self._sized = (0.0, 0)
         """Until when the number of vectors counts as known, and what it is."""
 
@@ -365,7 +369,7 @@ class Items:
     def _vectors(self) -> Collection:
         """The collection; asked for only where there is one."""
         if self._collection is None:
-            self._collection = self.db.collection(VECTORS)
+            self._collection = self.db.collection(VECTORS, dimension=self._dims or None)
         return self._collection
 
     @contextmanager
@@ -418,12 +422,21 @@ class Items:
         is_aimless = request.vector is not None and not request.vector.any()
         if request.limit == 0 or (is_aimless and not request.is_hybrid):
             return []
+        if request.vector is not None and not self._has_vectors():
+            return []
         if not request.is_hybrid or request.vector is None:
             namespaces = self._scope(request.prefix, embedded=request.vector is not None)
             if namespaces is not None:
                 return self._search_resident(request, namespaces)
         with self._one_state():
             return self._search_newest(request) if request.vector is None else self._search_nearest(request)
+
+    def _has_vectors(self) -> bool:
+        """Whether there is the collection, which only a read-only database may lack."""
+        try:
+            return self._vectors is not None
+        except AccessDeniedError:
+            return False
 
     def _one_state(self) -> Any:
         return nullcontext() if self.db.in_transaction else self.view()

@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 
 import agentdb
-from agentdb import Collection, Connection, Database, Embedder, InvalidInputError, NamedCollection, NotFoundError
+from agentdb import (
+    AccessDeniedError,
+    ClosedError,
+    Collection,
+    Connection,
+    Database,
+    Embedder,
+    InvalidInputError,
+    NamedCollection,
+    NotFoundError,
+)
 from agentdb_embedders import HashingEmbedder
 
 
@@ -51,6 +61,31 @@ def test_a_copy_is_the_same_connection_and_a_pickle_is_refused(db_path: Path) ->
         with pytest.raises(TypeError, match="give the other process the path"):
             pickle.dumps(one)
     connection.close()
+
+
+def test_what_a_read_only_database_lacks_is_found_once_it_is_there(db_path: Path) -> None:
+    agentdb.open(db_path).close()
+    with agentdb.open(db_path, read_only=True) as db:
+        is_there = False
+
+        def prepare(given: Database) -> str:
+            if not is_there:
+                raise AccessDeniedError("read-only")
+            return f"of {given.path.name}"
+
+        connection: Connection[str] = Connection(db, prepare)
+        assert connection.found() is None
+        with pytest.raises(AccessDeniedError):
+            connection()
+        is_there = True
+        assert connection.found() == connection() == f"of {db_path.name}"
+        connection.close()
+        with pytest.raises(ClosedError):
+            connection.found()
+    with agentdb.open(db_path) as db:
+        is_there = False
+        with pytest.raises(AccessDeniedError):  # what a writable database refuses is no emptiness
+            Connection(db, prepare).found()
 
 
 def test_reading_makes_nothing_and_writing_does(db: Database) -> None:

@@ -36,12 +36,14 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 from pydantic import BaseModel
 
 import agentdb
-from agentdb import Config, IntegrityError, InvalidInputError
+from agentdb import AccessDeniedError, Config, IntegrityError, InvalidInputError
 from agentdb_embedders import HashingEmbedder
 from langchain_agentdb import (
     AgentDBByteStore,
     AgentDBChatMessageHistory,
+    AgentDBDocumentIndex,
     AgentDBLLMCache,
+    AgentDBRecordManager,
     AgentDBSemanticCache,
     AgentDBVectorStore,
 )
@@ -601,3 +603,35 @@ def test_history_is_the_same_when_awaited_and_blocks_no_loop(db_path: Path) -> N
 
     with agentdb.open(db_path) as db:
         asyncio.run(run(db))
+
+
+# ---------------------------------------------------------------------------------------------------- read-only databases
+
+
+def test_a_read_only_database_without_tables_is_empty_to_readers_and_closed_to_writers(db_path: Path) -> None:
+    agentdb.open(db_path).close()
+    with agentdb.open(db_path, read_only=True) as db:
+        store, history = AgentDBByteStore(db), AgentDBChatMessageHistory(db, session_id="1")
+        exact, alike = AgentDBLLMCache(db), AgentDBSemanticCache(HashingEmbedder(), db)
+        records, index = AgentDBRecordManager(db, namespace="n"), AgentDBDocumentIndex(HashingEmbedder(), db)
+        assert store.mget(["a", "b"]) == [None, None]
+        assert list(store.yield_keys()) == list(store.yield_keys(prefix="a")) == []
+        assert history.messages == []
+        assert exact.lookup("p", "m") is alike.lookup("p", "m") is None
+        assert records.exists(["a", "b"]) == [False, False]
+        assert records.list_keys() == []
+        assert index.get(["a"]) == index.invoke("a") == []
+        for write in (
+            lambda: store.mset([("a", b"")]),
+            lambda: store.mdelete(["a"]),
+            lambda: history.add_messages([HumanMessage("x")]),
+            history.clear,
+            lambda: exact.update("p", "m", [Generation(text="x")]),
+            lambda: alike.update("p", "m", [Generation(text="x")]),
+            exact.clear,
+            lambda: records.update(["a"]),
+            records.create_schema,
+            lambda: index.upsert([Document("x")]),
+        ):
+            with pytest.raises(AccessDeniedError):
+                write()

@@ -40,6 +40,8 @@ _LOGGER = logging.getLogger(__name__)
 _SWEEP_MINUTES = 5.0
 _AT_ONCE = 32
 """More operations than this are prepared on a thread of their own, so that the event loop goes on."""
+_ENDLESS = 1 << 60
+"""Nobody has more items: what is asked beyond it would be no number of a slice."""
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
@@ -227,8 +229,8 @@ class AgentDBStore(Closing, BaseStore):
         return SearchRequest(
             prefix=text_of(op.namespace_prefix),
             filter=op.filter,
-            limit=op.limit,
-            offset=op.offset,
+            limit=min(op.limit, _ENDLESS),
+            offset=min(op.offset, _ENDLESS),
             query=op.query,
             vector=vector,
             is_hybrid=self._index is not None and self._index.mode == "hybrid",

@@ -264,13 +264,21 @@ class _Chosen:
         """What tells it from others; None: it must not be remembered."""
         if not self.is_all:
             with suppress(RecursionError):
-                self.name = repr(given)
+                self.name = repr(given) if _is_plain(given) else None
 
     def check(self) -> Callable[[Any], bool]:
         """Return the test of a value."""
         if self._compiled is None:
             self._compiled = StoreFilter(self._given, "value")
         return self._compiled.holds
+
+
+def _is_plain(given: Any) -> bool:
+    """Whether the text of a filter says all of it: an iterator, or a mapping of one's own, may have the text of another."""
+    kind = type(given)
+    if kind is dict:
+        return all(type(key) is str and _is_plain(one) for key, one in given.items())
+    return all(map(_is_plain, given)) if kind in (list, tuple) else kind in (str, int, float, bool, type(None))
 
 
 class _Scope(NamedTuple):

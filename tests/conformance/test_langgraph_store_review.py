@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +74,49 @@ def test_a_read_only_database_without_vectors_finds_nothing_by_meaning(db_path, 
         store.put(("a",), "k", {"text": "red apple"})
     with agentdb.open(db_path, read_only=True) as db:
         assert names(AgentDBStore(db, index=INDEX).search(("a",), query="red apple")) == ["k"]
+
+
+# --------------------------------------------------------------------------------------------------------------- filters
+
+
+class _Asked(Mapping[str, Any]):
+    """A mapping that looks like every other of its class."""
+
+    def __init__(self, **wanted: Any) -> None:
+        self._wanted = wanted
+
+    def __getitem__(self, key: str) -> Any:
+        return self._wanted[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._wanted)
+
+    def __len__(self) -> int:
+        return len(self._wanted)
+
+    def __repr__(self) -> str:
+        return "_Asked(...)"
+
+
+def test_filters_that_look_alike_are_not_taken_for_each_other(db, where):
+    store = AgentDBStore(db, index=INDEX)
+    for n in range(4):
+        store.put(("a",), str(n), {"n": n, "text": "same"})
+    for query in (None, "same"):
+        for n in range(4):
+            # A generator's text is its address, which the next one may have too.
+            assert names(store.search(("a",), query=query, filter={"n": {"$in": (one for one in [n])}})) == [str(n)]
+            assert names(store.search(("a",), query=query, filter={"n": {"$in": map(int, [n])}})) == [str(n)]
+            assert names(store.search(("a",), query=query, filter=_Asked(n=n))) == [str(n)]
+            assert names(store.search(("a",), query=query, filter={"$or": [_Asked(n=n)]})) == [str(n)]
+        assert len(store.search(("a",), query=query, filter=_Asked())) == 4
+
+
+def test_pages_beyond_all_items(db, where):
+    store = AgentDBStore(db, index=INDEX)
+    store.put(("a",), "k", {"text": "word"})
+    for query in (None, "word"):
+        assert names(store.search(("a",), query=query, limit=10**30)) == ["k"]
+        assert store.search(("a",), query=query, offset=10**30) == []
+    assert store.list_namespaces(limit=10**30) == [("a",)]
+    assert store.list_namespaces(offset=10**30) == []

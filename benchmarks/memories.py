@@ -1,9 +1,10 @@
 """Memories at the sizes that are normal: many agents, one agent with many; remembered and recalled beside Chroma in the same run.
 
 Vectors are given (made beforehand: what an embedder takes is the same for all), so short memories have no token vectors here: those are
-measured by ``python -m benchmarks.recall speed``.
+measured by ``python -m benchmarks.recall speed``. mem0 takes part where it is installed (``pip install mem0ai``).
 """
 
+import importlib.util
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from benchmarks.harness import Figure, alternate, disk_bytes, gate, median, resi
 from benchmarks.vectors import D, clustered
 
 BATCH = 5_000
+MEM0_MEMORIES = 1_000
+"""It takes some tens of milliseconds to store one."""
 SUBJECTS = [
     "garden",
     "office",
@@ -81,6 +84,41 @@ class Chroma:
         return self._rows.query(query_embeddings=vectors, n_results=k, where={"agent": agent})["ids"]
 
 
+class Mem0:
+    """Memories kept as they are (``infer=False``) in its default store, on disk, with its telemetry off; it takes one at a time."""
+
+    name = "mem0"
+
+    def __init__(self, path: Path, embedder: Given) -> None:
+        os.environ |= {"MEM0_TELEMETRY": "False", "MEM0_DIR": str(path)}
+        from langchain_core.embeddings import Embeddings
+        from mem0 import Memory
+
+        class Same(Embeddings):
+            def embed_query(self, text):
+                return embedder.embed([text], "query" if " what of " in text else "document")[0].tolist()
+
+            def embed_documents(self, texts):
+                return [self.embed_query(one) for one in texts]
+
+        store = {"path": str(path / "store"), "collection_name": "memories", "embedding_model_dims": D, "on_disk": True}
+        self._memories = Memory.from_config(
+            {
+                "vector_store": {"provider": "qdrant", "config": store},
+                "embedder": {"provider": "langchain", "config": {"model": Same()}},
+                "llm": {"provider": "openai", "config": {"api_key": "never asked"}},
+                "history_db_path": str(path / "history.db"),
+            }
+        )
+
+    def add(self, text: str, agent: str) -> None:
+        self._memories.add(text, agent_id=agent, infer=False)
+
+    def search(self, question: str, agent: str, k: int) -> list[str]:
+        found = self._memories.search(question, filters={"agent_id": agent}, top_k=k, threshold=0.0)
+        return [one["memory"] for one in found["results"]]
+
+
 def _remember(db: agentdb.Database, agents: list[str]) -> float:
     start = time.perf_counter()
     for first in range(0, len(agents), BATCH):
@@ -130,6 +168,8 @@ def _measured(folder: Path, what: str, count: int, agents: int, beside: int) -> 
         yield Figure(f"{what}: disk for each memory", disk_bytes(path) / count, "B")
         yield Figure(f"{what}: memory of the process", (resident_bytes() - before) / 2**20, "MiB")
         yield from _beside(folder, what, rows[:beside], queries, owners[:beside], asked)
+        if importlib.util.find_spec("mem0"):
+            yield from _beside_mem0(folder, what, Given(rows, queries), owners[: min(beside, MEM0_MEMORIES)], asked)
 
 
 def _beside(
@@ -177,6 +217,33 @@ def _beside(
     yield Figure(
         f"{what}: 64 in one call (chroma: vectors alone)", ms["agentdb_64"], "ms", detail={"chroma": ms["chroma_64"]}
     )
+
+
+def _beside_mem0(folder: Path, what: str, embedder: Given, owners: list[str], asked: list[str]) -> Iterator[Figure]:
+    """Yield how long both take to store the same memories, one at a time and (ours) together, and to be asked the same."""
+    mem0, agent, count = Mem0(folder / "mem0", embedder), owners[0], len(owners)
+    stored = {"mem0": seconds(lambda: [mem0.add(text(i), one) for i, one in enumerate(owners)])}
+    config = Config(device="cpu")
+    with agentdb.open(folder / "together", config=config, embedder=embedder) as db:
+        stored["agentdb, remember_many"] = _remember(db, owners)
+    with agentdb.open(folder / "single", config=config, embedder=embedder) as db:
+        stored["agentdb"] = seconds(
+            lambda: [db.memories.remember(text(i), agent_id=one) for i, one in enumerate(owners)]
+        )
+        with gate("both find memories of the agent"):
+            own = {text(i) for i, one in enumerate(owners) if one == agent}
+            assert {*mem0.search(asked[0], agent, 10)} <= own
+            assert {one.memory.content for one in db.memories.recall(asked[0], agent_id=agent, reinforce=False)} <= own
+        taken = alternate(
+            20,
+            agentdb=lambda: seconds(lambda: db.memories.recall(asked[3], agent_id=agent, reinforce=False)),
+            mem0=lambda: seconds(lambda: mem0.search(asked[3], agent, 10)),
+        )
+    ratio = stored["mem0"] / stored["agentdb"]
+    yield Figure(f"{what}: storing {count:,} one by one, mem0 against ours", ratio, "times", higher=True, detail=stored)
+    ms = {name: 1e3 * median(values) for name, values in taken.items()}
+    ratio = ms["mem0"] / ms["agentdb"]
+    yield Figure(f"{what}: one recall among {count:,}, mem0 against ours", ratio, "times", higher=True, detail=ms)
 
 
 def many_agents(folder: Path, *, quick: bool) -> Iterator[Figure]:

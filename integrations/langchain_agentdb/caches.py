@@ -49,6 +49,8 @@ ANSWERS = TableSchema(
     indexed="expires_at",
 )
 _SWEEP_EVERY_S = 30.0
+_MAX_TTL_S = timedelta(days=1000 * 365).total_seconds()
+"""Far within the calendar, which ends with the year 9999."""
 _OURS = field("frame").exists() & field("answer").exists()
 """Of a collection that has other rows, too, the cache's own: whatever else somebody keeps there is not the cache's to delete."""
 
@@ -64,6 +66,10 @@ def _checked_ttl(ttl_s: float | None) -> timedelta | None:
     given: object = ttl_s
     if not isinstance(given, int | float) or isinstance(given, bool) or not 0 < given < math.inf:
         raise InvalidInputError(f"ttl_s must be a number of seconds above 0, or None, not {given!r:.40}")
+    if given > _MAX_TTL_S:
+        raise InvalidInputError(
+            f"ttl_s must be at most {_MAX_TTL_S:.0f} seconds; None is for answers that never expire"
+        )
     return timedelta(seconds=given)
 
 

@@ -82,13 +82,22 @@ class Batch:
             try:
                 self._thread.submit(self._drain)
             except RuntimeError:
-                raise ClosedError("this saver or cache is closed") from None
+                self._refuse()
         result: R = await item.future
         return result
 
     def close(self) -> None:
         """Let what was handed over be done."""
         self._thread.shutdown(wait=True)
+
+    def _refuse(self) -> None:
+        """Tell everyone who waits that nobody writes any more: other loops may have handed over behind this one."""
+        with self._mutex:
+            items, self._is_draining = list(self._waiting), False
+            self._waiting.clear()
+        for item in items:
+            item.error = ClosedError("this saver is closed")
+        _wake(items)
 
     def _drain(self) -> None:
         while True:

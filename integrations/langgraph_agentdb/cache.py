@@ -103,6 +103,10 @@ class AgentDBCache(Closing, BaseCache[ValueT]):
 
         Args:
             pairs: key -> (value, time to live in seconds or None: until it is cleared).
+
+        Raises:
+            InvalidInputError: a key is no ``(namespace, key)``, or a time to live no number of seconds; nothing is stored.
+            TypeError: the serializer cannot encode a value; nothing is stored.
         """
         entries = self._connection()
         now = entries.now()
@@ -110,7 +114,7 @@ class AgentDBCache(Closing, BaseCache[ValueT]):
         for key, (value, ttl) in pairs.items():
             namespace, name = _name(key)
             kind, data = self.serde.dumps_typed(value)
-            expires_at = None if ttl is None else now + timedelta(seconds=ttl)
+            expires_at = None if ttl is None else _expiry(ttl, now)
             rows.append({"namespace": namespace, "key": name, "expires_at": expires_at, "type": kind, "data": data})
         if rows:
             entries.table.put_many(rows)
@@ -132,6 +136,17 @@ class AgentDBCache(Closing, BaseCache[ValueT]):
     async def aclear(self, namespaces: Sequence[Namespace] | None = None) -> None:
         """Do what `clear` does, without blocking the event loop."""
         await self._connection.run("write", lambda: self.clear(namespaces))
+
+
+def _expiry(ttl: Any, now: datetime) -> datetime:
+    if not isinstance(ttl, int | float) or isinstance(ttl, bool):
+        raise InvalidInputError(f"ttl must be a number of seconds or None, not {type(ttl).__name__}")
+    try:
+        return now + timedelta(seconds=ttl)
+    except (OverflowError, ValueError):
+        raise InvalidInputError(
+            "ttl must be a number of seconds within the calendar; None is for what never expires"
+        ) from None
 
 
 def _name(key: FullKey) -> tuple[str, str]:

@@ -128,7 +128,10 @@ class AgentDBStore(Closing, BaseStore):
             queries = self._index.queries(plan.queries)
         if self._index is not None and plan.texts:
             texts = self._index.documents(plan.all_texts)
-        return self._execute(plan, queries, texts)
+        results, due = self._execute(plan, queries, texts)
+        if due:
+            self._connection().refresh(due)
+        return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Result]:
         """Do what `batch` does, without blocking the event loop."""
@@ -141,7 +144,11 @@ class AgentDBStore(Closing, BaseStore):
         if self._index is not None and plan.texts:
             texts = await self._index.adocuments(plan.all_texts, self._on_thread)
         pool: Any = "write" if plan.puts else "read"
-        return await self._connection.run(pool, lambda: self._execute(plan, queries, texts))
+        results, due = await self._connection.run(pool, lambda: self._execute(plan, queries, texts))
+        if due:
+            # Among the writers: reads that waited for a turn to write would hold up all others.
+            await self._connection.run("write", lambda: self._connection().refresh(due))
+        return results
 
     async def _on_thread(self, work: Callable[[], Any]) -> Any:
         return await self._connection.run("write", work)
@@ -180,10 +187,13 @@ class AgentDBStore(Closing, BaseStore):
             plan.queries = list(dict.fromkeys(op.query for op in plan.searches.values() if op.query))
         return plan
 
-    def _execute(self, plan: _Plan, queries: Vectors | None, texts: Vectors | None) -> list[Result]:
+    def _execute(
+        self, plan: _Plan, queries: Vectors | None, texts: Vectors | None
+    ) -> tuple[list[Result], list[ItemKey]]:
+        """Return the results, and the items whose lives are prolonged by having been read."""
         items = self._connection() if plan.puts else self._connection.found()
         if items is None:  # a read-only database in which nobody has stored anything yet
-            return [None if number in plan.gets else [] for number in range(plan.size)]
+            return [None if number in plan.gets else [] for number in range(plan.size)], []
         vectors = {} if queries is None else dict(zip(plan.queries, queries, strict=True))
         results: list[Result] = [None] * plan.size
         read: list[ItemKey] = []
@@ -194,9 +204,7 @@ class AgentDBStore(Closing, BaseStore):
             self._read(items, plan, vectors, results, read)
         if plan.puts:
             items.write(self._new_items(plan, texts))
-        if read:
-            items.refresh(read)
-        return results
+        return results, items.due(read) if read else []
 
     def _read(
         self, items: Items, plan: _Plan, vectors: Mapping[str, Any], results: list[Result], read: list[ItemKey]

@@ -17,6 +17,7 @@ finds the number unchanged need not look at the items. Large scopes are searched
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -43,6 +44,7 @@ from agentdb import (
     Filter,
     InvalidInputError,
     Query,
+    StorageError,
     Table,
     TableSchema,
     UnavailableError,
@@ -54,6 +56,7 @@ __all__ = ["ItemKey", "Items", "NewItem", "Scored", "SearchRequest", "StoredItem
 
 Vectors = npt.NDArray[np.float32]
 
+_LOGGER = logging.getLogger(__name__)
 _KEY_FIELDS = [pa.field("namespace", pa.string(), nullable=False), pa.field("key", pa.string(), nullable=False)]
 _MOMENT = pa.timestamp("us", tz="UTC")
 ITEMS = TableSchema(
@@ -707,22 +710,33 @@ class Items:
             [metadata for one in embedded for metadata in [_metadata(one)] * one.count],
         )
 
-    def refresh(self, keys: Iterable[ItemKey]) -> None:
-        """Let the time of items that were read, and have one, begin anew."""
+    def due(self, keys: Iterable[ItemKey]) -> list[ItemKey]:
+        """Return those of some items whose life a read prolongs by enough to be written."""
+        if self.db.read_only:
+            return []
         now = self.now()
-        ahead = [head for head in self._heads.get_many(dict.fromkeys(keys)) if head is not None]
-        due = [ItemKey(head["namespace"], head["key"]) for head in ahead if _is_due(head, now)]
-        if not due or self.db.read_only:
-            return
+        heads = self._heads.get_many(list(dict.fromkeys(keys)))
+        return [ItemKey(head["namespace"], head["key"]) for head in heads if head is not None and _is_due(head, now)]
+
+    def refresh(self, keys: Sequence[ItemKey]) -> None:
+        """Let the time of items that were read, and have one, begin anew.
+
+        What was read counts, though another writer did not let this one have its turn in time: the lives then stay as they are.
+        """
+        now = self.now()
 
         def work() -> None:
-            heads = [head for head in self._heads.get_many(due) if head is not None and _is_due(head, now)]
+            heads = [head for head in self._heads.get_many(keys) if head is not None and _is_due(head, now)]
             self._heads.put_many({**head, "expires_at": _expiry(head["ttl"], now)} for head in heads)
 
         try:
             self.db.transact(work)
         except UnavailableError:
             return  # within a snapshot of the caller's, which reads and does not write
+        except StorageError as error:
+            if not error.retryable:
+                raise
+            _LOGGER.warning("the lives of %d items that were read could not be prolonged: %s", len(keys), error)
 
     def sweep(self) -> int:
         """Delete the items whose time is up; return how many there were."""

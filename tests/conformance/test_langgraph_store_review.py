@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import threading
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +17,9 @@ from langgraph.store.base import GetOp, ListNamespacesOp, PutOp, SearchOp
 from support.store_suite import DIMS, embed
 
 import agentdb
-from agentdb import AccessDeniedError, Config
+from agentdb import AccessDeniedError, ClosedError, Config, InvalidInputError
 from langgraph_agentdb import AgentDBCache, AgentDBSaver, AgentDBStore, store_items
+from langgraph_agentdb.batch import Batch
 
 QUIET = Config(maintenance=False)
 INDEX = {"dims": DIMS, "embed": embed, "fields": ["text"]}
@@ -120,3 +127,111 @@ def test_pages_beyond_all_items(db, where):
         assert store.search(("a",), query=query, offset=10**30) == []
     assert store.list_namespaces(limit=10**30) == [("a",)]
     assert store.list_namespaces(offset=10**30) == []
+
+
+# ---------------------------------------------------------------------------------------- reads that prolong lives, beside writers
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        self.now += timedelta(microseconds=1)
+        return self.now
+
+
+@contextmanager
+def somebody_writes(db: agentdb.Database) -> Iterator[None]:
+    """Another thread has the turn to write."""
+    held, free = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with db.transaction():
+            held.set()
+            free.wait(60)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(60)
+    try:
+        yield
+    finally:
+        free.set()
+        holder.join()
+
+
+def test_a_read_is_answered_though_no_life_can_be_prolonged(db_path, caplog):
+    clock = Clock()
+    with agentdb.open(db_path, config=Config(maintenance=False, clock=clock, write_timeout_s=0.01)) as db:
+        store = AgentDBStore(db)
+        store.put(("a",), "k", {"v": 1}, ttl=10)
+        clock.now += timedelta(minutes=6)
+        with somebody_writes(db):
+            assert store.get(("a",), "k").value == {"v": 1}
+            assert names(store.search(("a",))) == ["k"]
+            assert asyncio.run(store.aget(("a",), "k")).value == {"v": 1}
+        assert len(caplog.records) == 3
+        clock.now += timedelta(minutes=3)
+        assert store.get(("a",), "k").value == {"v": 1}  # now there is a turn
+        clock.now += timedelta(minutes=6)
+        assert store.sweep_ttl() == 0
+
+
+def test_reads_that_wait_for_a_turn_to_write_hold_up_no_others(db_path):
+    clock = Clock()
+
+    async def main(db: agentdb.Database) -> None:
+        store = AgentDBStore(db)
+        await store.abatch([PutOp(("a",), str(n), {"n": n}, ttl=10) for n in range(40)])
+        await store.aput(("a",), "plain", {"n": -1})
+        clock.now += timedelta(minutes=1)
+        with somebody_writes(db):
+            waiting = [asyncio.create_task(store.aget(("a",), str(n))) for n in range(40)]
+            for _ in range(5):  # none of these is answered before the writer is done, if they all wait in one queue
+                assert (await asyncio.wait_for(store.aget(("a",), "plain"), 30)).value == {"n": -1}
+            assert not any(one.done() for one in waiting)
+        assert [one.value["n"] for one in await asyncio.gather(*waiting)] == list(range(40))
+
+    with agentdb.open(db_path, config=Config(maintenance=False, clock=clock)) as db:
+        asyncio.run(main(db))
+
+
+# ------------------------------------------------------------------------------------------------------- closing meanwhile
+
+
+def test_a_task_of_another_loop_does_not_wait_for_a_writer_that_was_closed():
+    batch = Batch(lambda works: [True for _ in works], lambda: None)
+    outcomes: list[BaseException | None] = []
+
+    async def wait() -> None:
+        (outcome,) = await asyncio.gather(batch.run(lambda: (None, lambda: None)), return_exceptions=True)
+        outcomes.append(outcome)
+
+    second = threading.Thread(target=lambda: asyncio.run(wait()), daemon=True)
+
+    class Closed:
+        def submit(self, work: Any) -> None:
+            second.start()
+            while len(batch._waiting) < 2:
+                time.sleep(0.001)
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    batch.close()
+    batch._thread = Closed()
+    asyncio.run(wait())
+    second.join(30)
+    assert [type(one) for one in outcomes] == [ClosedError, ClosedError]
+
+
+# --------------------------------------------------------------------------------------------------------------- the cache
+
+
+@pytest.mark.parametrize(
+    "ttl", [math.nan, math.inf, 1e300, 10**400, 10**12, "1", True], ids=lambda one: f"{one!r:.6}{len(repr(one))}"
+)
+def test_a_time_to_live_that_is_none_is_refused_and_nothing_is_stored(db, ttl):
+    cache = AgentDBCache(db)
+    with pytest.raises(InvalidInputError, match="ttl"):
+        cache.set({(("n",), "good"): (1, 5), (("n",), "bad"): (2, ttl)})
+    assert cache.get([(("n",), "good"), (("n",), "bad")]) == {}

@@ -272,6 +272,9 @@ def test_answers_expire_and_are_swept(db_path: Path, kind: str) -> None:
         for wrong in (0, -1, float("inf"), float("nan"), True, "x"):
             with pytest.raises(InvalidInputError, match="ttl_s must be a number of seconds above 0"):
                 make(ttl_s=wrong)
+        for endless in (1e12, 1e300):
+            with pytest.raises(InvalidInputError, match="ttl_s must be at most"):
+                make(ttl_s=endless)
 
 
 class Attack:

@@ -24,6 +24,10 @@ TYPE_KEY = "_node_type"
 DOCUMENT_KEYS = ("document_id", "doc_id", "ref_doc_id")
 """All three hold the id of the node's document, or the text ``"None"``: other stores filter by one or the other."""
 
+_CONTENT_LESS = {"id_", "embedding", "text"}
+"""What is left out of a node's dump: the id goes beside it, its default being one made anew for each node, to compare with."""
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
 _CLASSES: dict[str, type[BaseNode]] = {
     one.class_name(): one for one in (TextNode, Node, Document, ImageNode, ImageDocument, IndexNode)
 }
@@ -76,8 +80,8 @@ def _matrix(nodes: Sequence[tuple[int, BaseNode]]) -> npt.NDArray[np.float32]:
 def _row_of(node: BaseNode, position: int) -> tuple[str | None, dict[str, Any]]:
     """Return a node's text, and its metadata together with all else that is to be kept of it."""
     try:
-        content = node.model_dump(mode="json", exclude={"embedding", "text"}, exclude_defaults=True)
-        made = json.dumps(_without_text(content), ensure_ascii=False, allow_nan=False)
+        content = {"id_": node.id_, **node.model_dump(mode="json", exclude=_CONTENT_LESS, exclude_defaults=True)}
+        made = _encode(_without_text(content))
     except ValueError as error:  # pydantic's, and JSON's
         kind = type(error).__name__
         raise InvalidInputError(f"nodes[{position}] holds what JSON cannot ({kind}), and cannot be stored") from None
@@ -99,6 +103,8 @@ def _row_of(node: BaseNode, position: int) -> tuple[str | None, dict[str, Any]]:
 
 
 def _is_finite(value: object) -> bool:
+    if type(value) is str:
+        return True
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, Mapping):

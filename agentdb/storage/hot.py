@@ -201,13 +201,15 @@ class HotTable:
         columns = "".join(f", c_{name}" for name in schema.sql_columns)
         marks = ", ?" * len(schema.sql_columns)
         insert = f"INTO {self.rows}(id, _key, _seq, _op, row{columns}) VALUES (?, ?, ?, 0, ?{marks})"
-        if schema.hot_only and not self.has_terms:
-            # In place: a head that changes at every save keeps its page.
-            updates = "".join(f", c_{name}=excluded.c_{name}" for name in schema.sql_columns)
-            self._put = f"INSERT {insert} ON CONFLICT(_key) DO UPDATE SET _seq=excluded._seq, row=excluded.row{updates}"
-        else:
-            self._put = f"INSERT OR REPLACE {insert}"
-        self._tombstone = f"INSERT OR REPLACE INTO {self.rows}(id, _key, _seq, _op) VALUES (?, ?, ?, 1)"
+        updates = "".join(f", c_{name}=excluded.c_{name}" for name in schema.sql_columns)
+        updates = f"_seq=excluded._seq, row=excluded.row{updates}"
+        if not schema.hot_only or self.has_terms:
+            updates = f"id=excluded.id, _op=excluded._op, {updates}"
+        # Without a new id in place: a head that changes at every save keeps its page. Never INSERT OR REPLACE: it opens a
+        # statement journal, and inside a savepoint each row then costs a walk over all pages that were changed before it.
+        replace = f" ON CONFLICT(_key) DO UPDATE SET {updates}"
+        self._put = f"INSERT {insert}{replace}"
+        self._tombstone = f"INSERT INTO {self.rows}(id, _key, _seq, _op) VALUES (?, ?, ?, 1){replace}"
         self._get = f"SELECT _op, row FROM {self.rows} WHERE _key = ?"
         self.get_with_catalogue = (
             "SELECT m.catalogue_no, m.commit_no, t.version, r._op, r.row FROM meta m "

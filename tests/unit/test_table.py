@@ -639,3 +639,22 @@ def test_a_guard_refuses_rows_in_the_transaction_that_would_show_them(db_path: P
         table._put_table(entry, rows, table.count)
         assert table.count() == count
         assert db.verify().ok
+
+
+def test_rows_replaced_and_deleted_in_one_transaction_leave_nothing_of_what_they_were(
+    db: agentdb.Database, docs: Any
+) -> None:
+    ids = [f"d{number}" for number in range(50)]
+    with db.transaction():
+        docs.put_many({"id": one, "n": number, "meta": {"old": number}} for number, one in enumerate(ids))
+        docs.put_many({"id": one, "n": -1, "meta": {"new": 1}} for one in ids[:30])
+        assert docs.delete_many(ids[20:40]) == 20
+        docs.put({"id": ids[20], "n": 7, "meta": {"new": 2}})
+        docs.put_many({"id": ids[21], "n": number, "meta": {"new": number}} for number in (8, 9))
+    for _ in range(2):
+        assert {row["id"] for row in docs.scan(field("n") == -1)} == set(ids[:20])
+        assert [row["n"] for row in docs.scan(field("meta", "old") < 30)] == []
+        assert [row["meta"] for row in docs.scan(field("n") == 9)] == [{"new": 9}]
+        assert {row["id"] for row in docs.scan(field("meta", "new") >= 2)} == {ids[20], ids[21]}
+        assert docs.count() == 32
+        db.flush()

@@ -331,12 +331,10 @@ class Column:
         return pa.array(values, self.cold_type)
 
     def _vectors_to_arrow(self, values: Sequence[bytes | None]) -> pa.Array:
-        zero = bytes(self.dimension * self.dtype.itemsize)
+        mask = pa.array([one is None for one in values]) if None in values else None
+        zero = bytes(self.dimension * self.dtype.itemsize) if mask is not None else b""
         flat = np.frombuffer(b"".join(zero if one is None else one for one in values), self.dtype)
-        missing = np.fromiter((one is None for one in values), bool, len(values))
-        return pa.FixedSizeListArray.from_arrays(
-            pa.array(flat, self.type.value_type), type=self.type, mask=pa.array(missing) if missing.any() else None
-        )
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat, self.type.value_type), type=self.type, mask=mask)
 
     def from_arrow(self, array: pa.Array | pa.ChunkedArray) -> list[Any]:
         """Return an array of the cold type as physical values."""
@@ -623,6 +621,10 @@ class TableSchema:
         return tuple((position[name], self._by_name[name]) for name in self.key)
 
     @cached_property
+    def _is_text_key(self) -> bool:
+        return len(self.key) == 1 and self._by_name[self.key[0]].kind == "string"
+
+    @cached_property
     def sql_positions(self) -> tuple[int, ...]:
         """Where `sql_columns` stand in a physical row."""
         position = {c.name: i for i, c in enumerate(self.columns)}
@@ -676,6 +678,8 @@ class TableSchema:
         Raises:
             InvalidInputError: wrong number of parts, or a part its column does not accept.
         """
+        if type(key) is str and self._is_text_key and len(key) < MAX_KEY_CHARS and key.isascii() and key.isprintable():
+            return key + SEPARATOR  # nothing to escape, as nearly always
         parts = key if isinstance(key, tuple) else (key,)
         if len(parts) != len(self.key):
             raise InvalidInputError(
@@ -711,6 +715,8 @@ class TableSchema:
 
     def decode_key(self, text: str) -> Key:
         """Return the key that `encode_key` made a ``_key`` of."""
+        if self._is_text_key and ESCAPE not in text:
+            return text[:-1]
         parts = text[:-1].split(SEPARATOR)
         values = [
             column.to_python(_decode_key_part(column, part))
@@ -745,8 +751,12 @@ class TableSchema:
 
     # --- Arrow --------------------------------------------------------------------------------------------------------
 
-    def from_user_arrow(self, table: pa.Table) -> pa.Table:
+    def from_user_arrow(self, table: pa.Table, *, with_terms: bool = True) -> pa.Table:
         """Return a caller's table in the cold layout, without ``_seq``; of equal keys the last row stays.
+
+        Args:
+            table: some or all of the columns.
+            with_terms: whether to derive ``_terms``; `with_terms` does it later.
 
         Raises:
             InvalidInputError: unknown columns, a missing key column, or values that do not fit.
@@ -766,9 +776,13 @@ class TableSchema:
                 raise InvalidInputError(f"column {column.name} must not be null")
         result = pa.table(arrays)
         result = result.add_column(0, "_key", self.encode_keys(result))
-        if self.json_columns:
-            result = result.append_column(pa.field("_terms", pa.list_(pa.string())), self._terms_array(result))
-        return _keep_last(result)
+        return _keep_last(self.with_terms(result) if with_terms else result)
+
+    def with_terms(self, table: pa.Table) -> pa.Table:
+        """Return a table of the cold layout with ``_terms``, by which its JSON is found, if it holds any."""
+        if not self.json_columns:
+            return table
+        return table.append_column(pa.field("_terms", pa.list_(pa.string())), self._terms_array(table))
 
     def _terms_array(self, table: pa.Table) -> pa.Array:
         columns = {name: table.column(name) for name in self.json_columns}

@@ -83,13 +83,13 @@ class Table:
         core.check()
         entry = core.catalogue.by_id.get(self._id)
         if entry is None or core.current() is not None:
-            return self.get_many([key])[0]
+            return self._get_here(key)
         text = entry.schema.encode_key(key)
         pin = core.pins.register()
         try:
             found = self._get_at_once(entry, text)
             if found is None:
-                return self.get_many([key])[0]
+                return self._get_here(key)
             version, op, row = found
             if op is not None:
                 values = entry.hot.decode(op, row)
@@ -100,6 +100,18 @@ class Table:
             return cold[0][1] if cold else None
         finally:
             core.pins.release(pin)
+
+    def _get_here(self, key: Key) -> Row | None:
+        """Return what `get` returns, in the current view or a snapshot of its own."""
+        with self._core.reading() as view:
+            entry = self._entry(view)
+            text = entry.schema.encode_key(key)
+            known, values = entry.hot.get(view.connection, text)
+            if known:
+                return None if values is None else entry.schema.to_python(values)
+            version = view.version(entry)
+            cold = self._cold_rows(entry, version, [text], None) if version else []
+        return cold[0][1] if cold else None
 
     def _get_at_once(self, entry: TableEntry, key: str) -> tuple[int, int | None, bytes] | None:
         """Read catalogue and hot row by one statement, which is a snapshot by itself; None if the catalogue changed."""
@@ -681,18 +693,12 @@ class Table:
         elif isinstance(rows, pa.RecordBatch):
             rows = pa.Table.from_batches([rows])
         if isinstance(rows, pa.Table):
-            self._put_table(entry, schema.from_user_arrow(rows))
+            self._put_table(entry, schema.from_user_arrow(rows, with_terms=False))
             return int(rows.num_rows)
         if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
             raise InvalidInputError(f"rows must be an iterable of mappings or Arrow data, not {type(rows).__name__}")
         physical = [schema.to_physical(row) for row in rows]
-        by_key = {schema.key_of(values): values for values in physical}
-        if self._is_bulk(entry, len(by_key), _size(by_key.values(), self._core.config.bulk_bytes)):
-            keys = list(by_key)
-            table = schema.rows_to_arrow(keys, [0] * len(keys), list(by_key.values())).drop_columns(["_seq"])
-            if self._bulk(entry, table):
-                return len(physical)
-        self._put(list(by_key.items()), schema)
+        self._put_rows(entry, list({schema.key_of(values): values for values in physical}.items()))
         return len(physical)
 
     def _writable_entry(self) -> TableEntry:
@@ -706,18 +712,31 @@ class Table:
         with core.reading() as now:
             return self._entry(now)
 
+    def _put_rows(
+        self, entry: TableEntry, rows: Sequence[tuple[str, Sequence[Any]]], guard: Guard | None = None
+    ) -> None:
+        """Store (key, physical row) with distinct keys."""
+        schema, enough = entry.schema, self._core.config.bulk_bytes
+        if self._is_bulk(entry, len(rows), lambda: _size((values for _, values in rows), enough)):
+            keys, values = [key for key, _ in rows], [one for _, one in rows]
+            table = schema.rows_to_arrow(keys, [0] * len(keys), values).drop_columns(["_seq"])
+            if self._bulk(entry, table, guard):
+                return
+        self._put(rows, schema, guard)
+
     def _put_table(self, entry: TableEntry, table: pa.Table, guard: Guard | None = None) -> None:
-        """Store rows in the cold layout, without ``_seq`` and with distinct keys."""
+        """Store rows in the cold layout, without ``_seq`` and ``_terms`` and with distinct keys."""
         schema = entry.schema
-        if self._is_bulk(entry, table.num_rows, table.nbytes) and self._bulk(entry, table, guard):
+        is_bulk = self._is_bulk(entry, table.num_rows, lambda: table.nbytes)
+        if is_bulk and self._bulk(entry, schema.with_terms(table), guard):
             return
         columns = [c.from_arrow(table.column(c.name)) for c in schema.columns]
         keyed = zip(table.column("_key").to_pylist(), zip(*columns, strict=True), strict=True)
         self._put(list(keyed), schema, guard)
 
-    def _is_bulk(self, entry: TableEntry, rows: int, size: int) -> bool:
+    def _is_bulk(self, entry: TableEntry, rows: int, size: Callable[[], int]) -> bool:
         config = self._core.config
-        return not entry.schema.hot_only and rows >= config.bulk_rows and size >= config.bulk_bytes
+        return not entry.schema.hot_only and rows >= config.bulk_rows and size() >= config.bulk_bytes
 
     def _bulk(self, entry: TableEntry, table: pa.Table, guard: Guard | None = None) -> bool:
         view = self._core.current()

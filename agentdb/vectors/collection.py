@@ -234,11 +234,13 @@ class Collection:
         definition = state.definition
         given = {} if vectors is None else check_vector_columns(vectors, definition, len(rows.ids))
         rows.vectors = {**rows.embedded(definition, given, self._embedder_of), **given}
-        table = rows.to_table(definition, state.schema)
         entry = self._table._writable_entry()
         if not _same(entry.schema, state.schema):
             raise _ChangedError
-        self._table._put_table(entry, table, lambda: self._check_state(state))
+        if rows.are_few:
+            self._table._put_rows(entry, rows.to_physical(definition, state.schema), lambda: self._check_state(state))
+        else:
+            self._table._put_table(entry, rows.to_table(definition, state.schema), lambda: self._check_state(state))
 
     def _state(self) -> _State:
         with self._engine.snapshot():
@@ -312,7 +314,7 @@ class Collection:
         definition = state.definition
         given = {} if vectors is None else check_vector_columns(vectors, definition, len(rows.ids))
         rows.vectors = {**rows.embedded(definition, given, self._embedder_of), **given}
-        changed = rows.to_table(definition, state.schema)
+        changed = rows.columns(definition)
         ids = rows.ids.to_pylist()
         growing = (
             [] if definition.reembedding is None else [one.column for one in definition.reembedding.vectors.values()]
@@ -321,7 +323,7 @@ class Collection:
         named = [definition.vector(name).column for name in rows.vectors]
         for name in named + ([] if rows.texts is None else ["text", "terms"]):
             column = state.schema.column(name)
-            columns[name] = [column.to_python(one) for one in column.from_arrow(changed.column(name))]
+            columns[name] = [column.to_python(one) for one in column.from_arrow(changed[name])]
 
         def work() -> None:
             self._check_state(state)
@@ -515,8 +517,10 @@ class Collection:
                 found, that returns a score for each. It sees at least the best 50.
             min_score: only hits that reach it.
             group_by: a metadata key or field: only the best row of each of its values.
-            offset: leave out so many of the best first. Hybrid pages fit together up to the 25th hit, and from there up to the
-                100th, the 400th, ...: where more candidates are fused, their scores may change places.
+            offset: leave out so many of the best first. Pages follow each other without a gap or a repetition as long as nothing
+                is written, whatever their sizes (with ``rerank``: as far as what it sees at least). With several signals, the
+                best 100 rows of each are ranked together, or 300 where tokens rank them; what the best 400 add stands behind
+                these, and so on, and no score is better than one before it.
             include: what hits hold besides id and score.
             exact: compare every row, whatever index there is.
             explain: let ``Hit.signals`` hold the score of each signal.

@@ -60,6 +60,9 @@ class SearchOptions(TypedDict, total=False):
     explain: bool
 
 
+_OPTIONS = frozenset(SearchOptions.__annotations__)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """The arguments of a search, checked."""
@@ -81,6 +84,8 @@ class Request:
     include: tuple[str, ...]
     is_exact: bool
     is_explained: bool
+    dense: str | None
+    """The vector that finds candidates."""
 
     @property
     def wanted(self) -> int:
@@ -103,15 +108,6 @@ class Request:
         return self.mode != "text" and self.spec.multi
 
     @property
-    def dense(self) -> str | None:
-        """The vector that finds candidates."""
-        if self.mode == "text":
-            return None
-        if not self.spec.multi:
-            return self.vector_name
-        return next((name for name, one in self.definition.vectors.items() if not one.spec.multi), None)
-
-    @property
     def dense_column(self) -> str:
         """The column of the vector that finds candidates."""
         assert self.dense is not None
@@ -131,10 +127,10 @@ class Request:
             return np.where(np.isinf(distances), np.nan, scores)
         return np.where(np.isinf(distances), np.nan, 1.0 - distances)
 
-    def distance(self, score: float) -> float:
-        """Return the distance of a score: what it lacks to 1, or the Euclidean distance where it was made of one."""
+    def distances(self, scores: Floats) -> Floats:
+        """Return the distances of scores: what they lack to 1, or the Euclidean distance where they were made of one."""
         plain = self.mode == "vector" and not self.is_late and self.rerank is None
-        return 1.0 / score - 1.0 if plain and self.metric == "l2" else 1.0 - score
+        return 1.0 / scores - 1.0 if plain and self.metric == "l2" else 1.0 - scores
 
 
 @dataclass(slots=True)
@@ -196,7 +192,7 @@ def request_of(definition: Definition, k: Any, options: SearchOptions) -> Reques
         InvalidInputError: one of them cannot be accepted; the message names it.
         TypeError: there is no such argument.
     """
-    unknown = set(options) - set(SearchOptions.__annotations__)
+    unknown = options.keys() - _OPTIONS
     if unknown:
         raise TypeError(f"a search has no option {', '.join(sorted(unknown))}")
     mode: Mode = _one_of("mode", options.get("mode", "vector"), get_args(Mode))
@@ -225,7 +221,16 @@ def request_of(definition: Definition, k: Any, options: SearchOptions) -> Reques
         include=_included(options.get("include", ("text", "metadata"))),
         is_exact=_flag("exact", options.get("exact", False)),
         is_explained=_flag("explain", options.get("explain", False)),
+        dense=_dense(definition, mode, vector_name),
     )
+
+
+def _dense(definition: Definition, mode: Mode, vector_name: str) -> str | None:
+    if mode == "text":
+        return None
+    if not definition.vectors[vector_name].spec.multi:
+        return vector_name
+    return next((name for name, one in definition.vectors.items() if not one.spec.multi), None)
 
 
 def _scope(condition: Filter | None) -> tuple[Filter | None, Filter | None]:
@@ -390,8 +395,10 @@ def vector_of(value: Any, spec: VectorSpec, where: str) -> npt.NDArray[np.float3
     array = _numbers(value, 1, f"a vector [{spec.dimension}]", where)
     if len(array) != spec.dimension:
         raise InvalidInputError(f"{where} must have {spec.dimension} dimensions, not {len(array)}")
-    with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused
-        vector = array.astype(spec.dtype).astype(np.float32)
+    vector: npt.NDArray[np.float32] = array
+    if array.dtype != np.float32 or spec.dtype != "float32":
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused
+            vector = array.astype(spec.dtype).astype(np.float32)
     if not np.isfinite(vector).all():
         raise InvalidInputError(f"{where} holds NaN, infinity, or a number that is no finite {spec.dtype}")
     if spec.metric == "cosine" and not vector.any():

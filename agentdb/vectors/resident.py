@@ -214,7 +214,7 @@ class Segment:
 
 def _append(block: VectorBlock, first: int, added: pa.ChunkedArray, column: Column) -> None:
     for chunk in added.chunks:
-        present = chunk.is_valid().to_numpy(zero_copy_only=False)
+        present = chunk.is_valid().to_numpy(zero_copy_only=False) if chunk.null_count else np.ones(len(chunk), np.bool_)
         block.append(first, column.vector_matrix(chunk), present)
         first += len(chunk)
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from agentdb.embedding import Embedder, EmbedderIdentity, TokenEmbedder, check_vectors, embed_texts
 from agentdb.errors import InvalidInputError
-from agentdb.filters import decode_json, derive_terms, encode_json, parse_json
+from agentdb.filters import decode_json, encode_json, parse_json
 from agentdb.storage.schema import TableSchema
 from agentdb.types import Row
 from agentdb.vectors.analysis import encode_terms
@@ -352,7 +352,7 @@ class Rows:
     texts: pa.Array | None
     metadata: list[dict[str, Any] | None] | None
     vectors: dict[str, pa.Array]
-    _encoded: tuple[pa.Array, pa.Array] | None = field(default=None, repr=False)
+    _encoded: list[str | None] | None = field(default=None, repr=False)
     _terms: pa.Array | pa.ChunkedArray | None = field(default=None, repr=False)
     _made: tuple[object, dict[str, pa.Array]] | None = field(default=None, repr=False)
 
@@ -378,54 +378,57 @@ class Rows:
 
     def text_terms(self) -> pa.Array | pa.ChunkedArray:
         """Return the ``terms`` column; analysed once, however often the rows are prepared."""
-        if self.texts is None:
-            return pa.nulls(len(self.ids), pa.binary())
         if self._terms is None:
-            texts = self.texts.to_pylist()
+            texts = [] if self.texts is None else self.texts.to_pylist()
             parts = [encode_terms(texts[i : i + _TERM_ROWS]) for i in range(0, len(texts), _TERM_ROWS)]
             self._terms = parts[0] if len(parts) == 1 else pa.chunked_array(parts, pa.binary())
         return self._terms
 
-    def encoded_metadata(self) -> tuple[pa.Array, pa.Array]:
-        """Return the ``metadata`` column and the terms by which it is found."""
+    def encoded_metadata(self) -> list[str | None]:
+        """Return the ``metadata`` column; encoded once, however often the rows are prepared."""
         if self._encoded is None:
-            term_type = pa.list_(pa.string())
-            if self.metadata is None:
-                self._encoded = pa.nulls(len(self.ids), pa.string()), pa.nulls(len(self.ids), term_type)
-            else:
-                texts = [
-                    None if one is None else encode_json(one, path=f"metadata[{i}]")
-                    for i, one in enumerate(self.metadata)
-                ]
-                # Of what is stored: its keys are sorted, its numbers and texts of exact types.
-                terms = [None if one is None else derive_terms({"metadata": decode_json(one)}) for one in texts]
-                self._encoded = pa.array(texts, pa.string()), pa.array(terms, term_type)
+            given = [None] * len(self.ids) if self.metadata is None else self.metadata
+            self._encoded = [
+                None if one is None else encode_json(one, path=f"metadata[{i}]") for i, one in enumerate(given)
+            ]
         return self._encoded
+
+    def columns(self, definition: Definition) -> dict[str, pa.Array | pa.ChunkedArray]:
+        """Return the columns of the table that are given or follow from what is, in the layout of the cold tier."""
+        columns: dict[str, Any] = {"id": self.ids}
+        if self.texts is not None:
+            columns.update(text=self.texts, terms=self.text_terms())
+        if self.metadata is not None:
+            columns["metadata"] = pa.array(self.encoded_metadata(), pa.string())
+            for one in definition.promoted:
+                columns[one.column] = pa.array(map(one.value_of, self.metadata), one.field.type)
+        for name, array in self.vectors.items():
+            columns[definition.vector(name).column] = array
+        return columns
+
+    @property
+    def are_few(self) -> bool:
+        """Whether they are handled one by one: Arrow's own cost is the greater one."""
+        return len(self.ids) <= _FEW
+
+    def to_physical(self, definition: Definition, schema: TableSchema) -> list[tuple[str, list[Any]]]:
+        """Return the rows by key as `Table._put_rows` takes them."""
+        columns = self.columns(definition)
+        nothing = [None] * len(self.ids)
+        values = [
+            column.from_arrow(columns[column.name]) if column.name in columns else nothing for column in schema.columns
+        ]
+        keys = map(schema.encode_key, self.ids.to_pylist())
+        return [(key, list(row)) for key, row in zip(keys, zip(*values, strict=True), strict=True)]
 
     def to_table(self, definition: Definition, schema: TableSchema) -> pa.Table:
         """Return the rows in the layout of the cold tier, as `Table._put_table` takes them."""
-        texts, terms = self.encoded_metadata()
-        columns: dict[str, Any] = {
-            "id": self.ids,
-            "text": pa.nulls(len(self.ids), pa.string()) if self.texts is None else self.texts,
-            "metadata": texts,
-            "terms": self.text_terms(),
-        }
-        for name, array in self.vectors.items():
-            columns[definition.vector(name).column] = array
-        if self.metadata is not None:
-            for one in definition.promoted:
-                columns[one.column] = pa.array(map(one.value_of, self.metadata), one.field.type)
+        columns = self.columns(definition)
         arrays = {
             column.name: columns[column.name] if column.name in columns else pa.nulls(len(self.ids), column.cold_type)
             for column in schema.columns
         }
-        if len(self.ids) <= _FEW:
-            # Arrow's own cost is the greater one.
-            keys = pa.array(map(schema.encode_key, self.ids.to_pylist()), pa.string())
-        else:
-            keys = schema.encode_keys(pa.table(arrays))
-        return pa.table({"_key": keys, **arrays, "_terms": terms})
+        return pa.table({"_key": schema.encode_keys(pa.table(arrays)), **arrays})
 
 
 # --- what goes out ------------------------------------------------------------------------------------------------------

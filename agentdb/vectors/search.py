@@ -75,9 +75,9 @@ Floats = npt.NDArray[np.float64]
 SCAN_BYTES = 64 << 20
 """Vectors that are compared one by one although there is an index: it takes a few milliseconds and is exact."""
 _CANDIDATES = 100
-"""What each of several signals contributes at least; four times that, and so on, until it is four times what is asked for."""
+"""What each of several signals contributes first. If more rows are asked for than that brings, four times as many, and so on."""
 _LATE_CANDIDATES = 300
-"""What each signal contributes at least where tokens rank the candidates."""
+"""The same where tokens rank the candidates."""
 _ATTEMPTS = 8
 """How often a search begins anew because the definition, or a segment, has moved past its snapshot."""
 _PAYLOAD_SHARE = 8
@@ -150,6 +150,16 @@ class _Ranked:
         at = np.asarray(positions, np.int64)
         signals = {name: values[at] for name, values in self.signals.items()}
         return _Ranked([self.keys[i] for i in at], self.scores[at], signals, self.is_all)
+
+    def continued(self, deeper: _Ranked) -> _Ranked:
+        """Return this ranking, and behind it what is new in a deeper one, at most as good as the last of this."""
+        if not self.keys:
+            return deeper
+        shown = set(self.keys)
+        new = deeper.take([position for position, key in enumerate(deeper.keys) if key not in shown])
+        scores = np.concatenate([self.scores, np.minimum(new.scores, self.scores[-1])])
+        signals = {name: np.concatenate([values, new.signals[name]]) for name, values in self.signals.items()}
+        return _Ranked(self.keys + new.keys, scores, signals, deeper.is_all)
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,10 +355,19 @@ class Searcher:
             return [_single("text", one, one.values, wanted) for one in found]
         if request.is_late and request.is_exact:
             return [self._every_token(one, request, sources) for one in asked]
-        # In large steps: normalised scores depend on the candidates, and the pages of a query are to be cut from the same ones.
+        # A ranking that goes deeper never moves what a less deep one has shown, though fused scores depend on the candidates:
+        # so pages are cut from one and the same ranking, whatever their size and wherever they begin.
         depth = _LATE_CANDIDATES if request.is_late else _CANDIDATES
-        while depth < 4 * wanted:
+        ranked = self._at_depth(asked, request, sources, depth)
+        while short := [i for i, one in enumerate(ranked) if len(one.keys) < wanted and not one.is_all]:
             depth *= 4
+            deeper = self._at_depth([asked[i] for i in short], request, sources, depth)
+            for i, one in zip(short, deeper, strict=True):
+                ranked[i] = ranked[i].continued(one)
+        return ranked
+
+    def _at_depth(self, asked: Sequence[Asked], request: Request, sources: _Sources, depth: int) -> list[_Ranked]:
+        """Return what is best by all signals of the ``depth`` best rows of each."""
         near = _near(asked, request, sources, depth)
         return [self._several(one, its, request, sources, depth) for one, its in zip(asked, near, strict=True)]
 
@@ -545,7 +564,8 @@ class Searcher:
         is_plain = request.mode == "vector" and not request.is_late and request.group is None and request.rerank is None
         probe = None if spec is None else spec.probe_parameters()
         carried = request.include if is_plain else ()
-        source = IndexedVectors(self._table, hot, request.filter, probe, request.wanted, carried=carried, stored=text)
+        wanted = request.wanted if request.mode == "vector" and not request.is_late else None
+        source = IndexedVectors(self._table, hot, request.filter, probe, wanted, carried=carried, stored=text)
         if spec is not None:
             is_small = self._cache.budget_bytes < SCAN_BYTES
             limit = "Config.resident_bytes" if is_small else f"{SCAN_BYTES >> 20} MiB in memory"
@@ -632,7 +652,8 @@ def _near(asked: Sequence[Asked], request: Request, sources: _Sources, k: int) -
     vectors = [one.vector for one in asked if one.vector is not None]
     if not vectors or sources.vector is None:
         return [None] * len(asked)
-    found = iter(sources.vector.nearest(request.dense_column, np.stack(vectors), k, request.metric))
+    matrix = vectors[0][None] if len(vectors) == 1 else np.stack(vectors)
+    found = iter(sources.vector.nearest(request.dense_column, matrix, k, request.metric))
     return [None if one.vector is None else next(found) for one in asked]
 
 
@@ -721,6 +742,8 @@ def _cut(ranked: _Ranked, request: Request) -> _Ranked:
 
 
 def _page(ranked: _Ranked, request: Request) -> _Ranked:
+    if request.min_score is None and not request.offset and len(ranked.keys) <= request.k:
+        return ranked
     kept = np.arange(len(ranked.keys))
     if request.min_score is not None:
         kept = np.flatnonzero(ranked.scores >= request.min_score)
@@ -735,20 +758,21 @@ def _hits(
         order = np.argsort(-scores, kind="stable")
         reranked = _Ranked(ranked.keys, scores, {**ranked.signals, "rerank": scores}, ranked.is_all)
         ranked = _page(reranked.take(order), request)
-    names = list(ranked.signals)
+    has_text, has_metadata = "text" in request.include, "metadata" in request.include
+    signals = [(name, values.tolist()) for name, values in ranked.signals.items()]
+    numbers = zip(ranked.scores.tolist(), request.distances(ranked.scores).tolist(), strict=True)
     hits = []
-    for position, key in enumerate(ranked.keys):
+    for position, (key, (score, distance)) in enumerate(zip(ranked.keys, numbers, strict=True)):
         row = rows[key]
-        score = float(ranked.scores[position])
-        values = [(name, float(ranked.signals[name][position])) for name in names]
         hits.append(
             Hit(
                 id=decode(key),
                 score=score,
-                distance=request.distance(score),
-                text=row["text"] if "text" in request.include else None,
-                metadata=dict(row["metadata"] or {}) if "metadata" in request.include else {},
-                signals={name: value for name, value in values if value == value},  # noqa: PLR0124 - nan says nothing
+                distance=distance,
+                text=row["text"] if has_text else None,
+                metadata=dict(row["metadata"] or {}) if has_metadata else {},
+                # nan says nothing
+                signals={name: one for name, values in signals if (one := values[position]) == one},
             )
         )
     return hits

@@ -390,7 +390,8 @@ class IndexedVectors(_Indexed):
     Args:
         table, hot, condition, carried, stored: as above.
         probe: how the index is searched.
-        wanted: how many of the nearest matter most; those behind them are not worth as much refinement.
+        wanted: how many of the nearest matter most, those behind them are not worth as much refinement; None: a quarter of
+            what is asked for.
     """
 
     def __init__(
@@ -399,7 +400,7 @@ class IndexedVectors(_Indexed):
         hot: Frozen,
         condition: Filter | None,
         probe: Mapping[str, int] | None,
-        wanted: int,
+        wanted: int | None,
         *,
         carried: Sequence[str] = (),
         stored: RowSource | None = None,
@@ -414,7 +415,8 @@ class IndexedVectors(_Indexed):
         probe = dict(self._probe or {})
         if "refine_factor" in probe:
             # Every row that is ranked by its stored vector is read: as many as the wanted ones need, and all that are asked for.
-            probe["refine_factor"] = max(1, -(-probe["refine_factor"] * self._wanted // k))
+            wanted = k // 4 if self._wanted is None else self._wanted
+            probe["refine_factor"] = max(1, -(-probe["refine_factor"] * wanted // k))
         # Lance computes with halves where they are stored, which is too coarse to rank hot and cold rows together.
         stored = self._table.schema.column(column)
         is_coarse = self._probe is not None and stored.dtype == np.float16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -225,9 +226,10 @@ class AgentDBVectorStore(Closing, VectorStore):
 
     async def _avectors(self, texts: list[str]) -> npt.NDArray[np.float32]:
         if isinstance(self._embeddings, AgentDBEmbeddings):
-            return await self._connection.run("write", lambda: self._vectors(texts))
+            # On none of the connection's threads: however slow an embedder is, others write meanwhile.
+            return await asyncio.to_thread(self._vectors, texts)
         made = await self._embeddings.aembed_documents(texts)
-        return await self._connection.run("write", lambda: check_vectors(made, rows=len(texts), source="embedding"))
+        return await asyncio.to_thread(check_vectors, made, rows=len(texts), source="embedding")
 
     def _store(self, rows: _Rows, vectors: npt.NDArray[np.float32]) -> None:
         self._connection().write(

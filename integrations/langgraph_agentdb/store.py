@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import os
@@ -150,8 +151,10 @@ class AgentDBStore(Closing, BaseStore):
             await self._connection.run("write", lambda: self._connection().refresh(due))
         return results
 
-    async def _on_thread(self, work: Callable[[], Any]) -> Any:
-        return await self._connection.run("write", work)
+    @staticmethod
+    async def _on_thread(work: Callable[[], Any]) -> Any:
+        # None of the connection's: however slow an embedder is, others write meanwhile.
+        return await asyncio.to_thread(work)
 
     def _planned(self, ops: Sequence[Op]) -> _Plan:
         plan = _Plan(size=len(ops))

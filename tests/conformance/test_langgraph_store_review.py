@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from langgraph.store.base import GetOp, ListNamespacesOp, PutOp, SearchOp
 from support.store_suite import DIMS, embed
@@ -235,3 +236,50 @@ def test_a_time_to_live_that_is_none_is_refused_and_nothing_is_stored(db, ttl):
     with pytest.raises(InvalidInputError, match="ttl"):
         cache.set({(("n",), "good"): (1, 5), (("n",), "bad"): (2, ttl)})
     assert cache.get([(("n",), "good"), (("n",), "bad")]) == {}
+
+
+# ---------------------------------------------------------------------------------------------------------------- embedders
+
+
+class Held:
+    """An embedder of AgentDB that is busy until it is let go."""
+
+    name, dimension, max_tokens = "held", DIMS, 100
+
+    def __init__(self) -> None:
+        self.free = threading.Event()
+
+    def embed(self, texts: Any, kind: str = "document") -> Any:
+        del kind
+        self.free.wait(60)
+        return np.array(embed(list(texts)), np.float32)
+
+
+def test_a_slow_embedder_holds_up_no_other_writer(db_path):
+    async def main() -> None:
+        held = Held()
+        async with AgentDBStore(db_path, index={"embed": held, "fields": ["text"]}) as store:
+            embedding = [asyncio.create_task(store.aput(("a",), str(n), {"text": str(n)})) for n in range(50)]
+            await asyncio.sleep(0)
+            await asyncio.wait_for(store.aput(("b",), "k", {"n": 1}), 30)
+            assert (await asyncio.wait_for(store.aget(("b",), "k"), 30)).value == {"n": 1}
+            assert not any(one.done() for one in embedding)
+            held.free.set()
+            await asyncio.gather(*embedding)
+            assert len(await store.asearch(("a",), limit=100)) == 50
+
+    asyncio.run(main())
+
+
+def test_an_embedder_that_fails_leaves_nothing_of_its_batch(db, where):
+    def fail(texts: list[str]) -> list[list[float]]:
+        raise ConnectionError("no network")
+
+    store = AgentDBStore(db, index={**INDEX, "embed": fail})
+    batch = [PutOp(("a",), "plain", {"n": 1}), PutOp(("a",), "k", {"text": "x"})]
+    for attempt in (lambda: store.batch(batch), lambda: asyncio.run(store.abatch(batch))):
+        with pytest.raises(ConnectionError):
+            attempt()
+    assert store.search(()) == store.list_namespaces() == []
+    store.batch(batch[:1])
+    assert names(store.search(())) == ["plain"]

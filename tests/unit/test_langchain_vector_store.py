@@ -667,3 +667,25 @@ def test_many_threads_at_once(store: AgentDBVectorStore) -> None:
         one.join()
     assert failures == []
     assert len(store.similarity_search("x", k=100)) == 80
+
+
+def test_a_slow_embedder_holds_up_no_other_writer(db_path: Path) -> None:
+    class Held(HashingEmbedder):
+        free = threading.Event()
+
+        def embed(self, texts: Any, kind: Any = "document") -> Any:
+            self.free.wait(60)
+            return super().embed(texts, kind)
+
+    async def main() -> None:
+        embedder = Held(D)
+        async with AgentDBVectorStore(embedder, db_path) as store:
+            embedding = [asyncio.create_task(store.aadd_texts([str(n)])) for n in range(50)]
+            await asyncio.sleep(0)
+            await asyncio.wait_for(store.adelete(["nothing"]), 30)
+            assert not any(one.done() for one in embedding)
+            embedder.free.set()
+            await asyncio.gather(*embedding)
+            assert len(await store.asimilarity_search("1", 100)) == 50
+
+    asyncio.run(main())

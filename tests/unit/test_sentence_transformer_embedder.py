@@ -62,6 +62,33 @@ def test_token_vectors_are_pooled_to_the_text_vector(embedder: SentenceTransform
         np.testing.assert_allclose(mean / np.linalg.norm(mean), whole, atol=1e-4)
 
 
+def test_one_question_takes_one_core_and_changes_nothing_for_others() -> None:
+    import torch
+
+    cores = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with SentenceTransformerEmbedder(device="cpu") as made:
+            seen: list[int] = []
+            with made._loaded() as model:
+                handle = model[0].register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+            question = "What did Ann say of Lisbon?"
+            alone, together = made.embed([question]), made.embed([question, "another"])
+            made.embed_tokens([question], "query")
+            made.embed(["word " * 300])
+            assert seen == [1, 2, 1, 2]
+            assert torch.get_num_threads() == 2
+            with ThreadPoolExecutor(1) as others:
+                assert others.submit(torch.get_num_threads).result() == 2
+            np.testing.assert_allclose(alone, together[:1], atol=1e-5)
+            handle.remove()
+            made.close()
+            with pytest.raises(ClosedError):
+                made.embed([question])
+    finally:
+        torch.set_num_threads(cores)
+
+
 def test_prompts_of_a_model_are_used(tmp_path: Path) -> None:
     path = tmp_path / "prompted"
     shutil.copytree(get_model_path(), path)

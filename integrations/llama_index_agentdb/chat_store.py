@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 import pyarrow as pa
 from llama_index.core.base.llms.types import ChatMessage
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr
 from llama_index.core.storage.chat_store.base import BaseChatStore
 from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
 
@@ -156,19 +156,8 @@ class _Chats:
         return [_message(row) for row in self.db.transact(work)]
 
 
-class AgentDBChatStore(Closing, AsyncDBChatStore):
-    """A chat store in a database, for ``Memory.from_defaults(chat_store=...)``: durable, the same for every process.
-
-    Messages come back as they were given, in the order in which they were added: one after the other within a call, and calls in
-    the order in which they were committed. However many processes add to one chat, none is lost and none is moved. Every method
-    is one transaction and runs on a thread of its own; the event loop is never blocked.
-
-    Serialised, it is its path.
-
-    Args:
-        db_or_path: an open database, which stays the caller's to close, or the path of one; it is opened, and created, at the
-            first call.
-    """
+class _OnChats(Closing, BaseModel):
+    """What both chat stores are: a model of one field, the path, by which another process opens the same database."""
 
     db_or_path: str = Field(description="Path of the database.")
     _connection: Connection[_Chats] = PrivateAttr()
@@ -184,6 +173,21 @@ class AgentDBChatStore(Closing, AsyncDBChatStore):
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self.__copy__()
+
+
+class AgentDBChatStore(_OnChats, AsyncDBChatStore):
+    """A chat store in a database, for ``Memory.from_defaults(chat_store=...)``: durable, the same for every process.
+
+    Messages come back as they were given, in the order in which they were added: one after the other within a call, and calls in
+    the order in which they were committed. However many processes add to one chat, none is lost and none is moved. Every method
+    is one transaction and runs on a thread of its own; the event loop is never blocked.
+
+    Serialised, it is its path.
+
+    Args:
+        db_or_path: an open database, which stays the caller's to close, or the path of one; it is opened, and created, at the
+            first call.
+    """
 
     @classmethod
     def class_name(cls) -> str:
@@ -293,7 +297,7 @@ class AgentDBChatStore(Closing, AsyncDBChatStore):
         return await self._connection.run("read", lambda: self._connection().names())
 
 
-class AgentDBLegacyChatStore(Closing, BaseChatStore):
+class AgentDBLegacyChatStore(_OnChats, BaseChatStore):
     """A chat store in a database for ``ChatMemoryBuffer`` and others that came before ``Memory``; it has no archive.
 
     What one of these writes an `AgentDBChatStore` of the same database reads, and the other way round; messages that were archived
@@ -303,21 +307,6 @@ class AgentDBLegacyChatStore(Closing, BaseChatStore):
         db_or_path: an open database, which stays the caller's to close, or the path of one; it is opened, and created, at the
             first call.
     """
-
-    db_or_path: str = Field(description="Path of the database.")
-    _connection: Connection[_Chats] = PrivateAttr()
-
-    def __init__(self, db_or_path: Database | AsyncDatabase | str | os.PathLike[str]) -> None:
-        connection = Connection(db_or_path, _Chats)
-        own: dict[str, Any] = {"db_or_path": path_of(db_or_path)}
-        super().__init__(**own)
-        self._connection = connection
-
-    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
-        return type(self), (self.db_or_path,)
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        return self.__copy__()
 
     @classmethod
     def class_name(cls) -> str:

@@ -6,6 +6,7 @@ Nothing here runs on a caller's write, except that a full hot tier makes writers
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -262,7 +263,10 @@ class Maintenance:
                 with self._core.reading() as view:
                     if entry.id not in view.catalogue.by_id or not self._waits(view.connection, entry, last):
                         break
-                moved += self._writer.flush(entry.id, entry.name, timeout_s=self._core.config.write_timeout_s)
+                try:
+                    moved += self._writer.flush(entry.id, entry.name, timeout_s=self._core.config.write_timeout_s)
+                except NotFoundError:
+                    break  # dropped meanwhile
         self._seen_commit = -1
         with self._core.reading() as view:
             total = sum(
@@ -343,15 +347,22 @@ class Maintenance:
             names = {entry.id: entry for entry in view.catalogue.by_name.values()}
         if not open_erasures:
             return
+        unpurged = {table_id for _, table_id, version, _ in open_erasures if version == 0}
+        affected = [
+            entry
+            for entry in map(names.get, dict.fromkeys(table_id for _, table_id, _, _ in open_erasures))
+            if entry is not None and not entry.schema.hot_only
+        ]
         timeout_s = self._core.config.write_timeout_s
-        for table_id in {table_id for _, table_id, version, _ in open_erasures if version == 0}:
-            entry = names.get(table_id)
-            if entry is not None and not entry.schema.hot_only:
-                self._writer.purge(table_id, entry.name, timeout_s=timeout_s)
+        # A table that is dropped meanwhile, perhaps by another process, is left: with its dataset goes everything.
+        for entry in affected:
+            if entry.id in unpurged:
+                with contextlib.suppress(NotFoundError):
+                    self._writer.purge(entry.id, entry.name, timeout_s=timeout_s)
         self._core.pins.publish()
-        for table_id in {table_id for _, table_id, _, _ in open_erasures if table_id in names}:
-            if not names[table_id].schema.hot_only:
-                self._writer.clean(table_id, names[table_id].name, timeout_s=timeout_s, erasing=True)
+        for entry in affected:
+            with contextlib.suppress(NotFoundError):
+                self._writer.clean(entry.id, entry.name, timeout_s=timeout_s, erasing=True)
         self._writer.remove_dropped()
         clean = self._clean_erasures()
         if not clean or not self.checkpoint(truncate=True):

@@ -575,3 +575,32 @@ def test_optimize_waits_for_an_index_that_is_being_built(tmp_path):
         db.optimize(report)
         assert db.stats().tables["rows"].cold_rows == 1
         assert len(waits) >= 3
+
+
+@pytest.mark.parametrize("step", ["purge", "clean", "flush"])
+def test_a_table_that_another_process_drops_during_an_erasure_holds_nothing_up(
+    db: agentdb.Database, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    other = TableSchema("u", [pa.field("k", pa.string())], key="k")
+    for table in (db.table("t"), db.table(other)):
+        table.put_many([{"k": "kept"}, {"k": "erased"}])
+    db.flush()
+    with db.transaction():
+        receipts = [db.table(name).erase_many(["erased"]) for name in ("t", "u")]
+    db.table("t").put({"k": "waits for a flush"})
+    original = getattr(ColdWriter, step)
+    dropped = []
+
+    def dropping(self: ColdWriter, table_id: int, name: str, **options: Any) -> Any:
+        """Let the table go after it was looked up and before the step takes its lock."""
+        if name == "t" and not dropped:
+            dropped.append(db.drop_table("t"))
+        return original(self, table_id, name, **options)
+
+    monkeypatch.setattr(ColdWriter, step, dropping)
+    if step == "flush":
+        db.flush()
+    db.settle_erasures()
+    assert dropped == [True]
+    assert [db.erasure(one.id).status for one in receipts] == ["complete", "complete"]  # type: ignore[union-attr]
+    assert list(db.table("u").scan()) == [{"k": "kept"}]

@@ -113,9 +113,12 @@ class AgentDBDocumentStore(Closing, KVDocumentStore):
             InvalidInputError: one holds what is no JSON, or is there already and must not be; nothing is written.
         """
         nodes = [_Node.of(one, f"docs[{i}]", store_text=store_text) for i, one in enumerate(docs)]
-        if nodes:
-            last = list({one.id: one for one in nodes}.values())
-            self._pairs.transact(lambda: self._add(last, allow_update=allow_update))
+        last: dict[str, _Node] = {}
+        for one in nodes:
+            last.pop(one.id, None)  # its place too is that of the last: of a document's metadata the later count
+            last[one.id] = one
+        if last:
+            self._pairs.transact(lambda: self._add(list(last.values()), allow_update=allow_update))
 
     @override
     async def async_add_documents(

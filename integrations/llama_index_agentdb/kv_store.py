@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import pyarrow as pa
@@ -31,8 +32,10 @@ Name = tuple[str, str]
 
 
 def path_of(db_or_path: Database | AsyncDatabase | str | os.PathLike[str]) -> str:
-    """Return where a database is, by which another process opens it."""
-    return os.fspath(db_or_path.path if isinstance(db_or_path, Database | AsyncDatabase) else db_or_path)
+    """Return where a database is, by which a process in another directory opens it too."""
+    return os.fspath(
+        Path(db_or_path.path if isinstance(db_or_path, Database | AsyncDatabase) else db_or_path).absolute()
+    )
 
 
 class _Pairs:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
@@ -19,6 +20,7 @@ class AgentDBRerank(BaseNodePostprocessor):
     """Return the ``top_n`` nodes that a reranker scores highest for the query, best first, with its scores; ties stay in order.
 
     Asynchronously it runs on a thread, so that a slow model never blocks the event loop. The nodes that come in are not changed.
+    Copies share the reranker; a pickle holds it, and no ``callback_manager``.
 
     Args:
         reranker: a `Reranker`, a sentence-transformers ``CrossEncoder``, or a function of a query and a list of texts that
@@ -30,6 +32,7 @@ class AgentDBRerank(BaseNodePostprocessor):
     top_n: int | None = Field(default=None, ge=1)
     metadata_mode: MetadataMode = MetadataMode.EMBED
 
+    _reranker: Any = PrivateAttr()
     _score: Callable[[str, Sequence[str]], Any] = PrivateAttr()
 
     def __init__(
@@ -45,7 +48,14 @@ class AgentDBRerank(BaseNodePostprocessor):
             raise InvalidInputError(f"top_n must be an int of 1 or more, or None, not {type(top_n).__name__}")
         fields: dict[str, Any] = {"top_n": top_n, "metadata_mode": metadata_mode}
         super().__init__(**fields, **kwargs)
+        self._reranker = reranker
         self._score = score
+
+    def __reduce__(self) -> tuple[partial[Self], tuple[()]]:
+        return partial(type(self), self._reranker, top_n=self.top_n, metadata_mode=self.metadata_mode), ()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self.__copy__()
 
     @classmethod
     def class_name(cls) -> str:

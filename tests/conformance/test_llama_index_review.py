@@ -1,0 +1,134 @@
+"""What a review of the LlamaIndex integration broke: copies that became another model, filters over rows of others, and the like."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.schema import Document, NodeWithScore, TextNode
+from llama_index.core.storage.docstore import SimpleDocumentStore
+from support.llama_index_suite import node
+
+import agentdb
+from agentdb import Database, InvalidInputError
+from agentdb_embedders import HashingEmbedder
+from llama_index_agentdb import (
+    AgentDBChatStore,
+    AgentDBDocumentStore,
+    AgentDBEmbedding,
+    AgentDBKVStore,
+    AgentDBRerank,
+    AgentDBVectorStore,
+)
+
+
+@pytest.fixture
+def db(db_path: Path) -> Iterator[Database]:
+    with agentdb.open(db_path, embedder=HashingEmbedder(16)) as opened:
+        yield opened
+
+
+# --- copies of components -------------------------------------------------------------------------------------------------
+
+
+def test_a_copy_of_an_embedding_model_has_the_same_embedder() -> None:
+    hashing = HashingEmbedder(16)
+    embed = AgentDBEmbedding(hashing, embed_batch_size=7)
+    expected = embed.get_text_embedding("cello")
+    for made in (copy.copy(embed), copy.deepcopy(embed)):
+        assert made.embedder is hashing
+    pickled = pickle.loads(pickle.dumps(embed))
+    assert (pickled.get_text_embedding("cello"), pickled.embed_batch_size) == (expected, 7)
+    assert pickled.model_name == embed.model_name
+    by_name = pickle.loads(pickle.dumps(AgentDBEmbedding("hashing")))
+    assert (by_name.embedder_name, by_name.model_name) == ("hashing", "hashing")
+
+
+def test_an_embedding_model_is_never_made_anew_of_another_embedder() -> None:
+    embed = AgentDBEmbedding(HashingEmbedder(16))
+    with pytest.raises(InvalidInputError, match="embedder"):
+        AgentDBEmbedding.from_dict(embed.to_dict())
+    again = AgentDBEmbedding.from_dict(embed.to_dict(), embedder=embed.embedder)
+    assert again.model_name == embed.model_name
+    assert AgentDBEmbedding.from_dict(AgentDBEmbedding().to_dict()).model_name == "local"
+
+
+@pytest.mark.slow
+def test_workers_of_a_pipeline_embed_with_the_same_embedder() -> None:
+    embed = AgentDBEmbedding(HashingEmbedder(16))
+    documents = [Document(text=f"text {i}", id_=f"d{i}") for i in range(2)]
+    made = IngestionPipeline(transformations=[embed]).run(documents=documents, num_workers=2)
+    assert {one.get_content(): one.embedding for one in made} == {
+        one.text: embed.get_text_embedding(one.get_content("embed")) for one in documents
+    }
+
+
+class _WithLock:
+    """A reranker that holds what cannot be copied, as models do."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def rerank(self, query: str, texts: Sequence[str]) -> list[float]:
+        return [float(len(text)) for text in texts]
+
+
+def _by_length(query: str, texts: list[str]) -> list[float]:
+    return [float(len(text)) for text in texts]
+
+
+def test_a_copy_of_a_reranking_step_has_the_same_reranker() -> None:
+    nodes = [NodeWithScore(node=TextNode(id_=str(n), text="x" * n)) for n in (1, 3, 2)]
+    for reranker in (_WithLock(), _by_length):
+        step = AgentDBRerank(reranker, top_n=2)
+        for made in (copy.copy(step), copy.deepcopy(step)):
+            assert [one.node.node_id for one in made.postprocess_nodes(nodes, query_str="q")] == ["3", "2"]
+    again = pickle.loads(pickle.dumps(AgentDBRerank(_by_length, top_n=2)))
+    assert [one.node.node_id for one in again.postprocess_nodes(nodes, query_str="q")] == ["3", "2"]
+    with pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(AgentDBRerank(_WithLock()))
+
+
+def test_a_pickle_leads_to_the_same_database_from_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with (
+        AgentDBVectorStore("agent.db") as store,
+        AgentDBKVStore("agent.db") as pairs,
+        AgentDBChatStore("agent.db") as chats,
+    ):
+        store.add([node("a")])
+        assert store.path == chats.db_or_path == os.fspath(tmp_path / "agent.db")
+        pickles = pickle.dumps(store), pickle.dumps(pairs)
+        pairs.put("k", {"v": 1})
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        again, again_pairs = map(pickle.loads, pickles)
+        with again, again_pairs:
+            assert [one.node_id for one in again.get_nodes()] == ["a"]
+            assert again_pairs.get("k") == {"v": 1}
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+# --- stores ---------------------------------------------------------------------------------------------------------------
+
+
+def test_of_nodes_with_one_id_the_last_one_counts_in_its_place(db: Database) -> None:
+    def part(node_id: str, said: str) -> TextNode:
+        return node(node_id, document="d", metadata={"said": said})
+
+    ours, reference = AgentDBDocumentStore(db), SimpleDocumentStore()
+    for store in (ours, reference):
+        store.add_documents([part("a", "first"), part("b", "then"), part("a", "last")])
+    known, expected = ours.get_ref_doc_info("d"), reference.get_ref_doc_info("d")
+    assert known is not None
+    assert expected is not None
+    assert known.metadata == expected.metadata == {"said": "last"}
+    assert sorted(known.node_ids) == sorted(expected.node_ids)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,8 @@ _SLAB_ROWS = 1 << 18
 _FIRST_ROWS = 1 << 12
 _DIRECT_ROWS = 4096
 _LARGEST = 1e15
+_LARGEST_SCALE = 1e38
+_LARGEST_INTEGER = 2**63 - 1
 _MAX_K = 1000
 _COMPACT_ABOVE = 0.25
 _UPLOAD_ROWS = 1 << 17
@@ -144,7 +147,10 @@ class DeviceIndex:
         return sum(
             one.numel() * one.element_size()
             for slab in self._slabs
-            for one in (slab.high, slab.low, slab.alpha, slab.beta, slab.weight, slab.bias, slab.bits, slab.ids)
+            for one in (
+                *(slab.high, slab.low, slab.alpha, slab.beta, slab.weight, slab.bias, slab.bits, slab.ids),
+                *slab.attributes.values(),
+            )
             if one is not None
         )
 
@@ -174,9 +180,9 @@ class DeviceIndex:
 
         Raises:
             InvalidInputError: shapes differ, an id repeats, or a value is not finite or too large. Nothing is stored.
-            UnavailableError: the rows alone are larger than the budget. Nothing is stored.
+            UnavailableError: with these rows their owners alone need more than the budget. Nothing changes.
         """
-        new_ids = _integers(ids, "ids")
+        new_ids = _ids(ids, "ids")
         count = len(new_ids)
         order = np.argsort(new_ids, kind="stable")
         in_order = new_ids[order]
@@ -190,25 +196,44 @@ class DeviceIndex:
         if not count:
             return 0
         with self._lock:
-            self._make_room(new_owners)
             if factors is not None or summands is not None:
                 self._become_weighted()
             dead = self._lookup(new_ids)
-            self._live[dead[dead >= 0]] = False
-            addresses = self._place(new_owners)
-            self._write(addresses, rows, new_ids, factors, summands, columns)
-            self._runs.append((in_order, addresses[order]))
+            dead = dead[dead >= 0]
+
+            def store(replaced: Ids, *, is_rebuilt: bool) -> None:
+                addresses = self._place(new_owners)
+                try:
+                    self._write(addresses, rows, new_ids, factors, summands, columns)
+                    self._live[replaced] = False
+                    self._publish(None if is_rebuilt else np.concatenate([addresses, replaced]))
+                except BaseException:
+                    self._live[addresses], self._live[replaced] = False, True
+                    raise
+                self._runs.append((in_order, addresses[order]))
+
+            leaving = self._leaving(new_owners, dead)
+            if leaving is None:
+                store(dead, is_rebuilt=False)
+            else:
+                with self._undone_on_error():
+                    self._live[dead] = False
+                    for owner in leaving:
+                        self._used.pop(owner)
+                    mine = np.isin(self._page_owners[: self._n_pages], leaving)
+                    self._live[: len(mine) * PAGE][np.repeat(mine, PAGE)] = False
+                    self._rebuild()
+                    store(dead[:0], is_rebuilt=True)
             if len(self._runs) > 8:
                 self._merge_runs()
             self._touch(new_owners)
-            self._publish(np.concatenate([addresses, dead[dead >= 0]]))
             self._compact_if_due()
         return count
 
     def delete(self, ids: Any) -> int:
         """Remove rows by id and return how many there were."""
         with self._lock:
-            addresses = self._lookup(np.unique(_integers(ids, "ids")))
+            addresses = self._lookup(np.unique(_ids(ids, "ids")))
             return self._bury(addresses[addresses >= 0])
 
     def delete_owner(self, owner: int) -> int:
@@ -229,7 +254,7 @@ class DeviceIndex:
         """
         from agentdb.kernels import torch_ops
 
-        wanted = _integers(ids, "ids")
+        wanted = _ids(ids, "ids")
         factors = _numbers(alpha, len(wanted), "alpha")
         summands = _numbers(beta, len(wanted), "beta")
         with self._lock:
@@ -251,7 +276,7 @@ class DeviceIndex:
         from agentdb.kernels import torch_ops
 
         with self._lock:
-            addresses = self._lookup(_integers(ids, "ids"))
+            addresses = self._lookup(_ids(ids, "ids"))
             view = self._state.view
         out = np.full((len(addresses), self.dimension), np.nan, np.float32)
         known = addresses >= 0
@@ -262,17 +287,9 @@ class DeviceIndex:
 
     def compact(self) -> None:
         """Give back the memory of removed rows; searches under way keep the old."""
-        with self._lock:
-            old_slabs, old_live = self._slabs, self._live[: self._n_pages * PAGE].copy()
-            page_owners, old_ids = self._page_owners[: self._n_pages].copy(), self._ids
-            addresses = np.flatnonzero(old_live)
-            self._reset(publish=False)
-            ids, owners = old_ids[addresses], np.repeat(page_owners, PAGE)[addresses]
-            for begin in range(0, len(addresses), _UPLOAD_ROWS):
-                part = slice(begin, begin + _UPLOAD_ROWS)
-                self._copy(old_slabs, addresses[part], self._place(owners[part]), ids[part])
-            self._merge_runs()
-            self._publish(np.arange(self._n_pages * PAGE))
+        with self._lock, self._undone_on_error():
+            self._rebuild()
+            self._publish()
 
     def search(
         self,
@@ -293,18 +310,19 @@ class DeviceIndex:
         Raises:
             InvalidInputError: an argument cannot be accepted.
         """
-        state = self._state
         given = self._check_queries(queries, k)
+        allowed = None
+        if among is None:
+            state = self._state
+        else:
+            wanted = np.unique(_ids(among, "among"))
+            with self._lock:
+                # Addresses are those of one moment: a compaction gives every row another.
+                state, allowed = self._state, self._lookup(wanted)
+            allowed = allowed[allowed >= 0]
         view = state.view
         if view is None or not len(given):
             return self._nothing(len(given), k)
-        allowed = None
-        if among is not None:
-            with self._lock:
-                allowed = self._lookup(np.unique(_integers(among, "among")))
-            # The lookup may know rows that this state does not, and the other way round.
-            allowed = allowed[(allowed >= 0) & (allowed < view.n_rows)]
-            allowed = allowed[state.live[allowed]]
         if where or (allowed is not None and len(allowed) > _DIRECT_ROWS):
             view = self._restrict(state, view, allowed, where or {})
             allowed = None if not where else allowed
@@ -385,6 +403,31 @@ class DeviceIndex:
 
     # --- writing; the caller holds the lock
 
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Take back what the block did to the rows if it fails: it must leave the slabs that there were alone."""
+        names = ("_slabs", "_n_pages", "_page_owners", "_ids", "_tails", "_runs", "_limits", "_replays")
+        before: dict[str, Any] = {name: getattr(self, name) for name in names}
+        before["_live"], before["_used"] = self._live.copy(), self._used.copy()
+        try:
+            yield
+        except BaseException:
+            for name, value in before.items():
+                setattr(self, name, value)
+            raise
+
+    def _rebuild(self) -> None:
+        """Copy the live rows to new slabs, close together; searches go on with the old ones until the next `_publish`."""
+        old_slabs, old_live = self._slabs, self._live[: self._n_pages * PAGE].copy()
+        page_owners, old_ids = self._page_owners[: self._n_pages].copy(), self._ids
+        addresses = np.flatnonzero(old_live)
+        self._reset(publish=False)
+        ids, owners = old_ids[addresses], np.repeat(page_owners, PAGE)[addresses]
+        for begin in range(0, len(addresses), _UPLOAD_ROWS):
+            part = slice(begin, begin + _UPLOAD_ROWS)
+            self._copy(old_slabs, addresses[part], self._place(owners[part]), ids[part])
+        self._merge_runs()
+
     def _reset(self, *, publish: bool = True) -> None:
         torch = self._torch
         self._slabs: list[_Slab] = []
@@ -405,7 +448,9 @@ class DeviceIndex:
         if not isinstance(vectors, torch.Tensor):
             if hasattr(vectors, "combine_chunks"):
                 vectors = vectors.combine_chunks()
-            if hasattr(vectors, "flatten") and hasattr(vectors, "null_count"):  # an Arrow array
+            if hasattr(vectors, "null_count"):  # an Arrow array
+                if getattr(vectors.type, "list_size", None) != self.dimension:
+                    raise InvalidInputError(f"vectors must be lists of fixed size {self.dimension}, not {vectors.type}")
                 if vectors.null_count:
                     raise InvalidInputError("vectors must not be null")
                 flat = vectors.flatten().to_numpy(zero_copy_only=False)
@@ -413,10 +458,13 @@ class DeviceIndex:
             array = np.asarray(vectors)
             if array.dtype.kind not in "fiu":
                 raise InvalidInputError(f"vectors must be real numbers, not {array.dtype.name}")
-            array = np.ascontiguousarray(array, np.float32)
+            with np.errstate(over="ignore"):  # infinite then, which is refused below
+                array = np.ascontiguousarray(array, np.float32)
             vectors = torch.from_numpy(array if array.flags.writeable else array.copy())
         if vectors.ndim != 2 or vectors.shape[0] != count or vectors.shape[1] != self.dimension:
             raise InvalidInputError(f"vectors must be [{count}, {self.dimension}], not {list(vectors.shape)}")
+        if vectors.is_complex() or vectors.dtype == torch.bool:
+            raise InvalidInputError(f"vectors must be real numbers, not {vectors.dtype}")
         vectors = vectors.detach().to(torch.float32)
         if count and peek and not bool((vectors.abs().amax() <= _LARGEST).item()):
             raise InvalidInputError(f"vectors must be finite and at most {_LARGEST:g} in size")
@@ -520,7 +568,10 @@ class DeviceIndex:
         had = len(old.ids)
         if rows <= had:
             return
-        size = min(self._slab_rows, max(rows, 2 * had, _FIRST_ROWS))
+        size = max(2 * had, _FIRST_ROWS)
+        if self._budget_bytes is not None:
+            size = min(size, self._room() * PAGE - (len(self._slabs) - 1) * self._slab_rows)
+        size = min(self._slab_rows, max(rows, size))
         new = self._allocate(-(-size // 128) * 128)
         for name in ("high", "low", "alpha", "beta", "weight", "bias", "ids"):
             if getattr(old, name) is not None:
@@ -615,14 +666,15 @@ class DeviceIndex:
             bias = torch.zeros_like(norms) if summands is None else tensor(summands)
             slab.weight[inside], slab.bias[inside] = weight.float(), bias.float()
             alpha, beta = alpha * weight, beta * weight + bias
-        # A row too small to be scaled in float32 makes the bound below so large that nothing rests on this.
-        slab.alpha[inside], slab.beta[inside] = alpha.clamp(-1e38, 1e38).float(), beta.float()
+        slab.alpha[inside], slab.beta[inside] = alpha.clamp(-_LARGEST_SCALE, _LARGEST_SCALE).float(), beta.float()
         rounded = high.double()
-        size = alpha.abs()
+        size, kept = alpha.abs(), rounded.square().sum(1).sqrt_()
+        # What the rounding of a row takes away, and what a factor too large for float32 does.
+        lost = size * (exact - rounded).square_().sum(1).sqrt_() + (size - _LARGEST_SCALE).clamp(min=0) * kept
         seen = torch.stack(
             [
-                (size * (exact - rounded).square_().sum(1).sqrt_()).amax(),
-                (size * rounded.square().sum(1).sqrt_()).amax(),
+                lost.amax(),
+                (size * kept).amax(),
                 size.amax(),
                 beta.abs().amax(),
             ]
@@ -665,25 +717,31 @@ class DeviceIndex:
     def _bury(self, addresses: Ids) -> int:
         if len(addresses):
             self._live[addresses] = False
-            self._publish(addresses)
+            try:
+                self._publish(addresses)
+            except BaseException:
+                self._live[addresses] = True
+                raise
             self._compact_if_due()
         return len(addresses)
 
-    def _publish(self, changed: Ids) -> None:
-        """Let later searches see what was written."""
+    def _publish(self, changed: Ids | None = None) -> None:
+        """Let later searches see what was written: rows that came or went, or whatever it was."""
         torch = self._torch
         n_rows = self._n_pages * PAGE
-        for slab in _distinct(changed // self._slab_rows).tolist():
-            one = self._slabs[slab]
+        # There may be one more, if making room for rows failed.
+        slabs = self._slabs[: -(-n_rows // self._slab_rows)]
+        bits = [one.bits for one in slabs]
+        for slab in range(len(slabs)) if changed is None else _distinct(changed // self._slab_rows).tolist():
+            one = slabs[slab]
             first = slab * self._slab_rows
             live = np.zeros(len(one.ids), bool)
             mine = self._live[first : min(first + len(one.ids), n_rows)]
             live[: len(mine)] = mine
             packed = np.packbits(live, bitorder="little").view(np.int32)
             # A new tensor: searches under way go on with the old one.
-            one.bits = torch.from_numpy(packed).to(self.device)
+            bits[slab] = torch.from_numpy(packed).to(self.device)
         live_rows = self._live[:n_rows].copy()
-        slabs = self._slabs
         view = View(
             metric=self.metric,
             width=self._width,
@@ -695,7 +753,7 @@ class DeviceIndex:
             beta=tuple(one.beta for one in slabs),
             weight=tuple(one.weight for one in slabs) if self._is_weighted else (),
             bias=tuple(one.bias for one in slabs) if self._is_weighted else (),
-            bits=tuple(one.bits for one in slabs),
+            bits=tuple(bits),
             ids=tuple(one.ids for one in slabs),
             limits=self._limits,
             table=None,
@@ -713,6 +771,8 @@ class DeviceIndex:
             ),
         )
         view = replace(view, table=self._table(view, view.bits))
+        for one, its in zip(slabs, bits, strict=True):
+            one.bits = its
         self._state = _State(
             view if n_rows and live_rows.any() else None,
             self._page_owners[: self._n_pages],
@@ -742,30 +802,46 @@ class DeviceIndex:
             now = next(self._clock)
             self._used.update(dict.fromkeys(_distinct(owners).tolist(), now))
 
-    def _make_room(self, owners: npt.NDArray[np.int64]) -> None:
-        """Remove the owners used longest ago until the new rows fit into the budget."""
+    def _room(self) -> int:
+        """Return how many pages the budget has room for."""
+        assert self._budget_bytes is not None
+        return self._budget_bytes // (
+            PAGE * (self._width * 4 + 16 + 8 * self._is_weighted + 8 * len(self._attribute_names))
+        )
+
+    def _leaving(self, owners: npt.NDArray[np.int64], replaced: Ids) -> list[int] | None:
+        """Return which owners must leave, those used longest ago, for new rows to fit into the budget; None: there is room.
+
+        Args:
+            owners: `[N]` of the new rows.
+            replaced: addresses that the new rows set free.
+
+        Raises:
+            UnavailableError: there would be no room if all the others left.
+        """
         if self._budget_bytes is None:
-            return
-        per_page = PAGE * (self._width * 4 + 16 + 8 * self._is_weighted)
+            return None
+        room = self._room()
         names, counts = np.unique(owners, return_counts=True)
-        needed = int((-(-counts // PAGE)).sum())
-        room = self._budget_bytes // per_page
-        if needed > room:
-            raise UnavailableError(f"{len(owners)} rows need more than the budget of {self._budget_bytes} bytes")
-        if self._n_pages + needed <= room:
-            return
-        pages_of = dict(zip(*np.unique(self._page_owners[: self._n_pages], return_counts=True), strict=True))
-        total = self._n_pages + needed
+        if self._n_pages + int((-(-counts // PAGE)).sum()) <= room:
+            return None
+        stays = self._live[: self._n_pages * PAGE].copy()
+        stays[replaced] = False
+        of_all = np.concatenate([np.repeat(self._page_owners[: self._n_pages], PAGE)[stays], owners])
+        # Rebuilt, every owner takes as few pages as hold its rows.
+        everyone, rows = np.unique(of_all, return_counts=True)
+        pages = dict(zip(everyone.tolist(), (-(-rows // PAGE)).tolist(), strict=True))
         keep = set(names.tolist())
+        if sum(pages[owner] for owner in keep) > room:
+            raise UnavailableError(f"the rows of these owners need more than the budget of {self._budget_bytes} bytes")
+        total, leaving = sum(pages.values()), []
         for owner in sorted(self._used, key=self._used.__getitem__):
             if total <= room:
                 break
             if owner not in keep:
-                total -= int(pages_of.get(owner, 0))
-                self.delete_owner(owner)
-        if total > room:
-            raise UnavailableError(f"the rows of these owners need more than the budget of {self._budget_bytes} bytes")
-        self.compact()
+                total -= pages.get(owner, 0)
+                leaving.append(owner)
+        return leaving
 
 
 def _distinct(values: Ids) -> Ids:
@@ -780,12 +856,22 @@ def _integers(values: Any, name: str) -> Ids:
     array = values.to_numpy(zero_copy_only=False) if hasattr(values, "null_count") else np.asarray(values)
     if array.size and array.dtype.kind not in "iu":
         raise InvalidInputError(f"{name} must be integers, not {array.dtype.name}")
+    if array.dtype == np.uint64 and array.size and array.max() > np.uint64(_LARGEST_INTEGER):
+        raise InvalidInputError(f"{name} must be at most {_LARGEST_INTEGER}, not {array.max()}")
     array = np.ascontiguousarray(array, np.int64)
     return array if array.flags.writeable else array.copy()
 
 
+def _ids(values: Any, name: str) -> Ids:
+    array = _integers(values, name)
+    if np.ndim(values) == 0 or array.ndim != 1:
+        raise InvalidInputError(f"{name} must have one axis")
+    return array
+
+
 def _numbers(values: Any, count: int, name: str) -> npt.NDArray[np.float32]:
-    array = np.asarray(values, np.float32)
+    with np.errstate(over="ignore"):  # infinite then, which is refused below
+        array = np.asarray(values, np.float32)
     if array.ndim > 1 or (array.ndim == 1 and len(array) != count):
         raise InvalidInputError(f"{name} must be one number or {count}")
     if not np.isfinite(array).all():

@@ -30,7 +30,12 @@ def _ops(operation: str, device: Any, prefer: Backend | None) -> Any:
 
 def _matrix(values: Any, name: str, axes: int, device: Any) -> Any:
     torch = require_torch()
-    tensor = values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values, np.float32))
+    if isinstance(values, torch.Tensor):
+        tensor = values.detach()
+    else:
+        with np.errstate(over="ignore"):  # infinite then, which is refused below
+            array = np.ascontiguousarray(values, np.float32)
+        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
     if tensor.ndim != axes:
         raise InvalidInputError(f"{name} must have {axes} axes, not {tensor.ndim}")
     tensor = tensor.to(device, torch.float32)
@@ -132,6 +137,8 @@ def mmr(
     given = relevance.to(device, torch.float64)
     if given.shape != rows.shape[:2]:
         raise InvalidInputError(f"relevance must be {list(rows.shape[:2])}, not {list(given.shape)}")
+    if bool((given.isnan() | (given == math.inf)).any()):
+        raise InvalidInputError("relevance must be finite, or -inf where there is no candidate")
     if k < 1 or not 0 <= weight <= 1 or rows.shape[1] > 1024:
         raise InvalidInputError("k must be at least 1, weight from 0 to 1, and candidates at most 1024")
     if not rows.shape[0] or not rows.shape[1]:

@@ -21,7 +21,9 @@ _SCORE_BYTES = 1 << 29
 _WIDEST_ROWS = 1 << 18
 _SHARED_BYTES = 1 << 28
 _SECOND_CHANCE = 127
-_LARGEST_NORM = 1e20
+_LARGEST_NORM = 1e19
+"""Half its square is still a float32."""
+_LARGEST_SCORE = 1e38
 
 Ids = npt.NDArray[np.int64]
 
@@ -71,7 +73,7 @@ class _Launched:
     """A search under way on the device.
 
     Attributes:
-        table: `[Q, 2 K + 1]` int64: ids, the bits of the float64 scores, and doubt (1: not proved, 2: not finite).
+        table: `[Q, 2 K + 1]` int64: ids, the bits of the float64 scores, and doubt (1: not proved, 2: beyond float32).
         q: the queries.
         scores: approximate scores of the candidates.
         where: which rows their columns stand for.
@@ -389,7 +391,8 @@ class Searcher:
             if n_columns > keep:
                 left = torch.maximum(left, values[:, keep].double())
             sure = (left == -math.inf) | (left + q.rounding(view) < last)
-            doubt = torch.where(q.norms <= _LARGEST_NORM, (~sure).long(), 2)
+            is_sound = (q.norms <= _LARGEST_NORM) & (q.largest(view) <= _LARGEST_SCORE)
+            doubt = torch.where(is_sound, (~sure).long(), 2)
             table = torch.cat([ids, best.view(torch.int64), doubt[:, None]], dim=1)
         return _Launched(table, q, scores, where, maxima)
 
@@ -399,7 +402,7 @@ class Searcher:
             host = begun.result()
             doubtful = np.flatnonzero(host[:, 2 * k])
             if len(doubtful) and (host[doubtful, 2 * k] == 2).any():
-                raise InvalidInputError("queries must be finite")
+                raise InvalidInputError("queries must be finite, and no score of theirs too large for float32")
             ids, best = host[:, :k].copy(), host[:, k : 2 * k].copy().view(np.float64)
             scanned = self._redo(view, begun.launched, doubtful, ids, best) if len(doubtful) else 0
             replayed = len(ids) if begun.is_replay else 0
@@ -575,6 +578,12 @@ class _Queries:
     def only(self, which: Any) -> _Queries:
         """Return some of the queries."""
         return self._map(which)
+
+    def largest(self, view: View) -> Any:
+        """Return `[Q]` float64: what no approximate score, nor what it is computed from, is larger than."""
+        size, _, shift = self.sizes.unbind(1)
+        lost, kept, factor, summand = view.limits.unbind(0)
+        return size * (kept + lost) + summand + 2 * shift * factor
 
     def rounding(self, view: View) -> Any:
         """Return `[Q]` float64: how far an approximate score can lie from the exact one.

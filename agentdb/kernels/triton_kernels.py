@@ -476,7 +476,8 @@ def finish(
     """Score, rank and certify the candidates of one query; write `[2 K + 1]` int64: ids, float64 scores, doubt.
 
     Column number ``keep`` of ``columns``, where there is one, is the best that was left aside, and so is the first
-    of ``outside``, whose rows are ``n_outside`` apart (0: nothing was left out). Doubt is 1 where either could still reach the K-th score, 2 where the query is not finite.
+    of ``outside``, whose rows are ``n_outside`` apart (0: nothing was left out). Doubt is 1 where either could still
+    reach the K-th score, 2 where the query is not finite or a score beyond float32.
     """
     i = tl.program_id(0).to(tl.int64)
     c = tl.arange(0, C)
@@ -551,5 +552,7 @@ def finish(
     # Comparisons the other way round, so that a NaN is doubtful too.
     sure = (left == float("-inf")) | (left + error < last)
     doubt = tl.where(sure, 0, 1)
-    doubt = tl.where(norm <= 1e20, doubt, 2)
+    # `_LARGEST_NORM` and `_LARGEST_SCORE` of the search.
+    largest = size * (kept + lost) + summand + 2 * shift * factor
+    doubt = tl.where((norm <= 1e19) & (largest <= 1e38), doubt, 2)
     tl.store(row + 2 * k, doubt.to(tl.int64))

@@ -33,7 +33,7 @@ class View:
         bias: per slab the caller's summands; empty if there are none.
         bits: per slab `[slab_rows / 32]` int32, one bit a live row.
         ids: per slab `[slab_rows]` int64.
-        limits: `[4]` float64 over rows: the largest ``|alpha| |x - high|``, ``|alpha| |high|``, ``|alpha|``, ``|beta|``.
+        limits: `[4]` float64 over rows: the largest ``|alpha x - alpha' high|``, ``|alpha| |high|``, ``|alpha|``, ``|beta|``.
         table: `[5, S]` int64, device addresses of high, low, alpha, beta and bits of each slab.
         id_table: `[S]` int64 of ids.
         weight_table: `[S]` int64 or None.

@@ -259,3 +259,162 @@ def test_the_table_says_what_runs_and_why():
     table = explain("cpu")
     assert {choice.backend for choice in table.values()} == {"torch"}
     assert all("CUDA" in choice.reason for choice in table.values())
+
+
+def test_a_search_among_ids_keeps_to_rows_of_one_moment(monkeypatch):
+    rows = np.random.default_rng(7).standard_normal((9000, 8)).astype(np.float32)
+    index = DeviceIndex(8, slab_rows=1024)
+    index.put(np.arange(9000), rows)
+    checked = index._check_queries
+
+    def compact_meanwhile(*given):
+        if len(index) == 9000:
+            index.delete(np.arange(0, 9000, 2))  # more than a quarter: every row moves
+        return checked(*given)
+
+    monkeypatch.setattr(index, "_check_queries", compact_meanwhile)
+    among = np.arange(1, 9000, 500)
+    found = index.search(rows[:3], 5, among=among)
+    np.testing.assert_array_equal(
+        found.ids, reference.topk(rows[:3], rows, 5, "cosine", live=np.isin(np.arange(9000), among))[1]
+    )
+
+
+@pytest.mark.parametrize("step", ["_place", "_write", "_publish"])
+def test_a_write_that_fails_leaves_what_was_there(monkeypatch, step):
+    rows = np.random.default_rng(8).standard_normal((300, 8)).astype(np.float32)
+    index = DeviceIndex(8, slab_rows=128)
+    index.put(np.arange(200), rows[:200])
+
+    def fail(*_):
+        raise MemoryError("the device is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(index, step, fail)
+        with pytest.raises(MemoryError):
+            index.put(np.arange(100, 300), -rows[100:])
+        if step != "_write":
+            with pytest.raises(MemoryError):
+                index.compact()
+    index.put([1000], rows[:1])
+    index.compact()
+    assert len(index) == 201
+    assert np.array_equal(index.get(np.arange(200)), rows[:200])
+    assert np.isnan(index.get(np.arange(200, 300))).all()
+    found = index.search(rows[:200], 1)
+    assert found.ids[:, 0].tolist() == list(range(200))
+
+
+def test_a_budget_that_cannot_hold_a_write_removes_nobody():
+    rows = np.random.default_rng(5).standard_normal((640, 16)).astype(np.float32)
+    index = DeviceIndex(16, budget_bytes=3 * 64 * (16 * 4 + 16))
+    for owner in range(3):
+        index.put(np.arange(64) + owner * 64, rows[owner * 64 : owner * 64 + 64], owners=owner)
+    for count in (192, 640):
+        with pytest.raises(UnavailableError):
+            index.put(np.arange(count) + 1000, rows[:count], owners=np.arange(count) % 2)
+    assert len(index) == 192
+    assert index.bytes <= 4 * 64 * (16 * 4 + 16 + 1), "places come in pairs of pages"
+
+
+def test_a_budget_has_room_for_rows_that_take_the_place_of_others():
+    rows = np.random.default_rng(5).standard_normal((128, 16)).astype(np.float32)
+    index = DeviceIndex(16, budget_bytes=2 * 64 * (16 * 4 + 16 + 8), attributes=("at",))
+    index.put(np.arange(64), rows[:64], owners=1, attributes={"at": np.arange(64)})
+    index.put(np.arange(64, 128), rows[64:], owners=2, attributes={"at": np.arange(64)})
+    for turn in range(3):
+        index.put(np.arange(128), rows[::-1], owners=np.repeat([1, 2], 64), attributes={"at": np.arange(128) + turn})
+        assert len(index) == 128
+        assert np.array_equal(index.get(np.arange(128)), rows[::-1])
+    assert index.bytes <= 2 * 64 * (16 * 4 + 16 + 8 + 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int32, np.uint8])
+@pytest.mark.parametrize("layout", ["plain", "transposed", "strided", "reversed"])
+def test_any_real_numbers_in_any_layout_are_taken(dtype, layout):
+    rows = (np.random.default_rng(1).standard_normal((60, 6)) * 40).astype(dtype)
+    if layout == "transposed":
+        given = np.asfortranarray(rows)
+    elif layout == "strided":
+        wide = np.zeros((120, 12), dtype)
+        wide[::2, ::2] = rows
+        given = wide[::2, ::2]
+    else:
+        given = rows[::-1].copy()[::-1] if layout == "reversed" else rows
+    for vectors in (given, torch.from_numpy(given.copy() if layout == "reversed" else given)):
+        index = DeviceIndex(6)
+        index.put(np.arange(60), vectors)
+        assert np.array_equal(index.get(np.arange(60)), rows.astype(np.float32))
+        found = index.search(vectors[:3], 4)
+        want = reference.topk(rows[:3].astype(np.float64), rows.astype(np.float64), 4, "cosine")
+        np.testing.assert_array_equal(found.ids, want[1])
+
+
+def test_bfloat16_and_tensors_that_remember_gradients_are_taken():
+    rows = torch.randn(20, 6, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    index = DeviceIndex(6)
+    index.put(np.arange(20), rows)
+    index.put(np.arange(20, 40), rows.float().requires_grad_())
+    assert np.array_equal(index.get(np.arange(20)), rows.float().numpy())
+    assert index.search(rows[:2], 2).ids.tolist() == [[0, 20], [1, 21]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "rows"),
+    [
+        (3, [[1.0]]),
+        ([[1], [2]], [[1.0], [2.0]]),
+        (np.array([2**63], np.uint64), [[1.0]]),
+        ([1], [[1e300]]),
+        ([1], [[1j]]),
+        ([1], torch.tensor([[1j]])),
+        ([1], torch.tensor([[True]])),
+        ([1], pa.array([1.0])),
+        ([1, 2], pa.array([[1.0, 2.0], []])),
+        ([1], pa.array([None], pa.list_(pa.float32(), 1))),
+        ([1], pa.FixedSizeListArray.from_arrays(pa.array([None], pa.float32()), 1)),
+        ([1], [["a"]]),
+    ],
+)
+def test_what_is_no_row_is_refused_as_such(ids, rows):
+    index = DeviceIndex(1)
+    with pytest.raises(InvalidInputError):
+        index.put(ids, rows if isinstance(rows, (torch.Tensor, pa.Array)) else np.array(rows))
+    assert len(index) == 0
+    for wrong in (3, [[1]]):
+        for call in (index.delete, index.get, lambda some: index.search([[1.0]], 1, among=some)):
+            with pytest.raises(InvalidInputError, match="one axis"):
+                call(wrong)
+
+
+def test_scores_beyond_float32_are_refused_not_lost():
+    rows = np.random.default_rng(2).standard_normal((200, 9)).astype(np.float32)
+    index = DeviceIndex(9, metric="l2")
+    index.put(np.arange(200), 1e13 * rows, alpha=1e30, beta=0.0)
+    with pytest.raises(InvalidInputError, match="too large"):
+        index.search(rows[:2], 3)
+    index.set_weights(np.arange(200), alpha=1.0, beta=0.0)
+    index.compact()
+    np.testing.assert_array_equal(
+        index.search(1e13 * rows[:2], 3).ids, reference.topk(1e13 * rows[:2], 1e13 * rows, 3, "l2")[1]
+    )
+
+
+def test_factors_that_only_float64_can_apply_to_small_rows_count():
+    generator = np.random.default_rng(480)
+    rows = (1e-9 * generator.standard_normal((60, 3))).astype(np.float32)
+    factors = (1e34 * generator.random(60)).astype(np.float32)
+    index = DeviceIndex(3)
+    index.put(np.arange(60), rows, alpha=factors)
+    want = reference.topk(rows[:2], rows, 5, "cosine", alpha=factors)
+    np.testing.assert_array_equal(index.search(rows[:2], 5).ids, want[1])
+
+
+def test_mmr_refuses_relevance_without_an_order():
+    rows = np.eye(3, dtype=np.float32)[None]
+    for bad in (np.nan, np.inf):
+        with pytest.raises(InvalidInputError, match="relevance"):
+            primitives.mmr(rows, np.array([[1.0, bad, 0.0]]), 2, weight=0.5)
+    with pytest.raises(InvalidInputError):
+        primitives.mmr(np.float64(1e300) * rows.astype(np.float64), np.zeros((1, 3)), 2, weight=0.5)
+    assert primitives.mmr(rows, np.zeros((1, 3)), 5, weight=0.5).tolist() == [[0, 1, 2, -1, -1]]

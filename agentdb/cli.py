@@ -130,6 +130,11 @@ def _print_json(value: object) -> None:
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
+def _line(text: str) -> str:
+    """Return a text as one line that a terminal only prints: what a name has of line breaks and control characters is escaped."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 def _print_version(wanted: bool) -> None:  # noqa: FBT001 - typer's way
     if wanted:
         typer.echo(f"agentdb {agentdb.__version__}")
@@ -353,9 +358,9 @@ def ingest(
 
 def _print_ingest(report: IngestReport) -> None:
     for warning in report.warnings:
-        typer.echo(f"{warning.source}: {warning.message}", err=True)
+        typer.echo(_line(f"{warning.source}: {warning.message}"), err=True)
     for failure in report.failed:
-        typer.echo(f"{failure.source}: not stored ({failure.reason}): {failure.message}", err=True)
+        typer.echo(_line(f"{failure.source}: not stored ({failure.reason}): {failure.message}"), err=True)
     counts = ", ".join(f"{getattr(report, name):,} {name}" for name in ("added", "updated", "unchanged", "removed"))
     typer.echo(
         f"{counts}, {len(report.failed):,} failed: {report.chunks:,} chunks of {_size(report.bytes)} "
@@ -391,7 +396,7 @@ def ask(
         typer.echo("")
         for one in context.citations:
             page = "" if one.page is None else f", page {one.page}"
-            typer.echo(f"[{one.number}] {one.source}{page}, characters {one.start} to {one.end}")
+            typer.echo(_line(f"[{one.number}] {one.source}{page}, characters {one.start} to {one.end}"))
 
 
 # --- export -------------------------------------------------------------------------------------------------------------

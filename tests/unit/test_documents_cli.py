@@ -75,3 +75,17 @@ def test_what_goes_wrong(db_path: Path, folder: Path) -> None:
     assert nothing.exit_code == 1
     assert nothing.stderr == "nothing was found\n"
     assert call("ask", db_path / "none", "Who?").exit_code == 1
+
+
+def test_names_of_several_lines_and_control_characters_are_printed_as_one_line(db_path: Path, folder: Path) -> None:
+    odd = "odd\nname\x1b[2J \u00e9.md"
+    (folder / odd).write_text("The harbour pilot is Cleo.\n")
+    (folder / "noise\n.bin").write_bytes(bytes(range(256)) * 40)
+    told = call("ingest", db_path, folder)
+    assert f"{folder}/noise\\n.bin: not stored (unknown_type)" in told.stderr
+    assert len(told.stderr.splitlines()) == 1
+
+    asked = call("ask", db_path, "Who is the harbour pilot?", "--tokens", "30")
+    cited = [line for line in asked.stdout.splitlines() if ", characters " in line]
+    assert f"{folder}/odd\\nname\\x1b[2J \u00e9.md, characters 0 to 26" in {line.partition("] ")[2] for line in cited}
+    assert all(line.startswith("[") for line in cited)

@@ -12,7 +12,8 @@ A namespace is one text, its labels each followed by a point, which no label may
 namespace begins with its text, and what merely begins alike does not.
 
 Namespaces that are searched are held in memory, as long as they are small, with the number that their last change had: who
-finds the number unchanged need not look at the items. Large scopes are searched where they lie.
+finds the number unchanged need not look at the items. Large scopes are searched where they lie, by filter a second time in columns in
+memory: see ``store_columns``.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from agentdb import (
     UnavailableError,
     field,
 )
+from langgraph_agentdb.store_columns import COLUMNS, Columns, ColumnSets, HeldColumns, paths_of
 from langgraph_agentdb.store_filters import StoreFilter, filterable
 
 __all__ = ["ItemKey", "Items", "NewItem", "Scored", "SearchRequest", "StoredItem", "namespace_of", "text_of"]
@@ -105,8 +107,8 @@ _NEWEST_FIRST: Any = [("updated_at", "desc"), "namespace", "key"]
 _RESIDENT_ITEMS = 2_048
 """A scope with more items is searched in the tables: comparing them one by one in Python would take longer."""
 _RESIDENT_NAMESPACES = 64
-_RESIDENT_SHARE = 4
-"""Items in memory take one part in so many of ``Config.resident_bytes`` at most."""
+_RESIDENT_SHARE = 8
+"""Namespaces in memory take one part in so many of ``Config.resident_bytes`` at most, and columns as much again."""
 _EXACT_SHARE = 2
 """Vectors that take at most one part in so many of ``Config.resident_bytes`` are never searched by an approximate index."""
 _SIZED_S = 60.0
@@ -364,6 +366,7 @@ class Items:
         self._namespaces: Table = db.table(NAMESPACES)
         self._collection: Collection | None = None
         self._resident = _Resident(db.config.resident_bytes // _RESIDENT_SHARE)
+        self._columns = ColumnSets(db.config.resident_bytes // _RESIDENT_SHARE)
         self._dims = dims or 0
         if dims is not None:
             with suppress(AccessDeniedError):  # read-only, and nothing was embedded yet
@@ -439,8 +442,15 @@ class Items:
             namespaces = self._scope(request.prefix, embedded=request.vector is not None)
             if namespaces is not None:
                 return self._search_resident(request, namespaces)
+        if request.vector is not None:
+            with self._one_state():
+                return self._search_nearest(request)
+        condition = StoreFilter(request.filter, "value")
+        columns = self._columns_of(request.prefix, condition)
+        if columns is not None:
+            return self._search_columns(request, condition, columns)
         with self._one_state():
-            return self._search_newest(request) if request.vector is None else self._search_nearest(request)
+            return self._search_newest(request, condition)
 
     def _has_vectors(self) -> bool:
         """Whether there is the collection, which only a read-only database may lack."""
@@ -554,10 +564,77 @@ class Items:
             order = [i for i in order if rows[i].at not in expired]
         return [Scored(rows[i], float(scores[i])) for i in order[request.offset : request.wanted]]
 
+    # --- large scopes, in columns -------------------------------------------------------------------------------------
+
+    def _columns_of(self, prefix: str, condition: StoreFilter) -> Columns | None:
+        """Return the columns that hold what is below a prefix as it is now; None if the tables are to be searched."""
+        if self.db.in_transaction:
+            return None
+        paths = paths_of(condition.tree)
+        held = self._columns.find(prefix, paths)
+        if held is None:
+            return None
+        store = self._namespaces.require(_STORE)
+        columns = held.columns
+        if columns.revision == store["revision"] and columns.leaves.keys() >= paths:
+            return columns
+        with held.lock:
+            if held.is_dropped:
+                return None
+            try:
+                is_current = self._catch_up(held)
+                columns = held.columns
+                if is_current and not columns.leaves.keys() >= paths:
+                    held.add_leaves(paths - columns.leaves.keys())
+                    columns = held.columns
+            except BaseException:
+                self._columns.drop(held)  # it may be half changed
+                raise
+            self._columns.trim(held)
+        return columns if is_current else None
+
+    def _catch_up(self, held: HeldColumns) -> bool:
+        """Bring columns up to what the items are now, or as a snapshot of the caller sees them; whether that succeeded."""
+        with self.view():
+            revision, known = self._namespaces.require(_STORE)["revision"], held.columns.revision
+            if revision <= known:
+                return bool(revision == known)  # a snapshot may be older
+            if held.is_worn:
+                self._columns.drop(held)
+                return False
+            below = And(*_below(held.prefix))
+            counts = {
+                row["namespace"]: row["items"] for row in self._namespaces.scan(below) if row["namespace"] != _STORE
+            }
+            if held.estimated_bytes(sum(counts.values())) > self._columns.budget_bytes:
+                self._columns.drop(held, is_too_large=True)
+                return False
+            # The number alone selects few rows; with the prefix, Lance takes several times as long.
+            changes = self._items.scan_arrow(field("revision") > known if known else below, columns=COLUMNS).read_all()
+            held.append(revision, changes)
+            deleted_from = held.differing(counts)
+            if deleted_from:
+                is_few = len(deleted_from) <= _RESIDENT_NAMESPACES
+                there = field("namespace").in_(deleted_from) if is_few else below
+                rows = self._items.scan(there, columns=["namespace", "key"])
+                held.retain(deleted_from, {(row["namespace"], row["key"]) for row in rows})
+            return True
+
+    def _search_columns(self, request: SearchRequest, condition: StoreFilter, columns: Columns) -> list[Scored]:
+        expired = self._expired_below(request.prefix) if self._omits_expired and columns.any_ttl else set()
+        rows: Iterable[Any] = columns.rows(request.prefix, condition.tree)
+        if expired:
+            rows = (row for row in rows if columns.at(row) not in expired)
+        if condition.is_exact:
+            page = islice(rows, request.offset, request.wanted)
+            return [Scored(_item(columns.item(row)), None) for row in page]
+        items = (_item(columns.item(row)) for row in rows)
+        passed = (one for one in items if condition.holds(one.value))
+        return [Scored(one, None) for one in islice(passed, request.offset, request.wanted)]
+
     # --- large scopes, where they lie ---------------------------------------------------------------------------------
 
-    def _search_newest(self, request: SearchRequest) -> list[Scored]:
-        condition = StoreFilter(request.filter, "value")
+    def _search_newest(self, request: SearchRequest, condition: StoreFilter) -> list[Scored]:
         expired = self._expired_below(request.prefix)
         where = [*_below(request.prefix), *([] if condition.tree is None else [condition.tree])]
         limit = request.wanted + len(expired) if condition.is_exact else None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -17,10 +18,12 @@ from support.store_suite import DIMS, embed
 
 import agentdb
 from agentdb import Config
-from langgraph_agentdb import AgentDBStore, store_items
+from langgraph_agentdb import AgentDBStore, store_columns, store_items
 from langgraph_agentdb.store_filters import StoreFilter
+from langgraph_agentdb.store_items import text_of
 
 LABELS = ["a", "aa", "A", "*", "%", "b c", "ü", "\x01", "\x1f"]
+WHERE = ["resident", "columns", "tables"]
 WORDS = ["red", "apple", "blue", "whale", "soup"]
 
 namespaces = st.lists(st.sampled_from(LABELS[:4]) | st.sampled_from(LABELS), min_size=1, max_size=3).map(tuple)
@@ -88,7 +91,7 @@ def unit(text: str) -> Any:
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Small scopes are read through a handle that holds them in memory; the same searches are put to the tables."""
+    """Small scopes are read through a handle that holds them in memory; the same searches are put to columns and tables."""
 
     @initialize(omits=st.booleans())
     def begin(self, *, omits: bool) -> None:
@@ -104,6 +107,7 @@ class StoreMachine(RuleBasedStateMachine):
         ttl: Any = {"omit_expired": self.omits}
         self.store = AgentDBStore(self.db, index=index, ttl=ttl)
         self.other = AgentDBStore(self.db, index=index, ttl=ttl)
+        self.third = AgentDBStore(self.db, index=index, ttl=ttl)
         assert self.store.batch([]) == []  # makes the tables
 
     def teardown(self) -> None:
@@ -136,6 +140,7 @@ class StoreMachine(RuleBasedStateMachine):
             )
             self.model[at] = {
                 "value": op.value,
+                "at": now,
                 "ttl": op.ttl,
                 "until": None if op.ttl is None else now + timedelta(minutes=op.ttl),
                 "vectors": [unit(text) for text in texts],
@@ -174,26 +179,32 @@ class StoreMachine(RuleBasedStateMachine):
         if wanted and refresh:
             self.touch([(namespace, key)])
 
-    @rule(prefix=prefixes, condition=filters, limit=st.integers(0, 6), offset=st.integers(0, 3), large=st.booleans())
-    def search(self, *, prefix: tuple[str, ...], condition: Any, limit: int, offset: int, large: bool) -> None:
-        self.find(SearchOp(prefix, condition, limit, offset, None, refresh_ttl=False), large=large)
+    @rule(
+        prefix=prefixes,
+        condition=filters,
+        limit=st.integers(0, 6),
+        offset=st.integers(0, 3),
+        where=st.sampled_from(WHERE),
+    )
+    def search(self, *, prefix: tuple[str, ...], condition: Any, limit: int, offset: int, where: str) -> None:
+        self.find(SearchOp(prefix, condition, limit, offset, None, refresh_ttl=False), where=where)
 
-    @rule(prefix=prefixes, condition=filters | st.none(), limit=st.integers(1, 6), offset=st.integers(0, 3), large=st.booleans(),
+    @rule(prefix=prefixes, condition=filters | st.none(), limit=st.integers(1, 6), offset=st.integers(0, 3), where=st.sampled_from(WHERE),
           words=st.lists(st.sampled_from(WORDS), min_size=1, max_size=2))  # fmt: skip
     def search_by_meaning(
-        self, *, prefix: tuple[str, ...], condition: Any, limit: int, offset: int, large: bool, words: list[str]
+        self, *, prefix: tuple[str, ...], condition: Any, limit: int, offset: int, where: str, words: list[str]
     ) -> None:
         query = " ".join(words)
-        self.find(SearchOp(prefix, condition, limit, offset, query, refresh_ttl=False), large=large)
+        self.find(SearchOp(prefix, condition, limit, offset, query, refresh_ttl=False), where=where)
 
-    def find(self, op: SearchOp, *, large: bool) -> None:
-        before = store_items._RESIDENT_ITEMS
-        store_items._RESIDENT_ITEMS = -1 if large else before
-        try:
-            # The handle remembers that a scope is large, until a namespace comes or goes.
-            found = (self.other if large else self.store).batch([op])[0]
-        finally:
-            store_items._RESIDENT_ITEMS = before
+    def find(self, op: SearchOp, *, where: str) -> None:
+        # A handle remembers that a scope is large, until a namespace comes or goes: one for each way.
+        handle = {"resident": self.store, "columns": self.third, "tables": self.other}[where]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(store_columns, "_IN_TABLES", -1 if where == "columns" else 1 << 60)
+            if where != "resident":
+                patch.setattr(store_items, "_RESIDENT_ITEMS", -1)
+            found = handle.batch([op])[0]
         holds = StoreFilter(op.filter, "value").holds
         matching = {at: one for at, one in self.seen(op.namespace_prefix).items() if holds(one["value"])}
         here = [((one.namespace, one.key), one.value, one.score) for one in found]
@@ -201,7 +212,8 @@ class StoreMachine(RuleBasedStateMachine):
         for at, value, _ in here:
             assert value == matching[at]["value"]
         if op.query is None:
-            assert len(here) == max(0, min(op.limit, len(matching) - op.offset))
+            newest = sorted(matching, key=lambda at: (-matching[at]["at"].timestamp(), text_of(at[0]), at[1]))
+            assert [at for at, _, _ in here] == newest[op.offset : op.offset + op.limit]
             return
         asked = unit(op.query)
         best = {at: max(one["vectors"] @ asked) for at, one in matching.items() if one["vectors"]}

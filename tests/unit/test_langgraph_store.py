@@ -6,7 +6,8 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from support.store_suite import DIMS, embed
 import agentdb
 from agentdb import ClosedError, Config, InvalidInputError
 from agentdb_embedders import HashingEmbedder
-from langgraph_agentdb import AgentDBStore, store_items
+from langgraph_agentdb import AgentDBStore, store_columns, store_items
 from langgraph_agentdb.store_filters import StoreFilter
 
 INDEX = {"dims": DIMS, "embed": embed, "fields": ["text"]}
@@ -49,10 +50,12 @@ def db(db_path: Path, clock: Clock) -> Iterator[agentdb.Database]:
         yield opened
 
 
-@pytest.fixture(params=["resident", "tables"])
+@pytest.fixture(params=["resident", "columns", "tables"])
 def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "tables":
+    """Small scopes are held in memory, large ones are searched in columns or where they lie."""
+    if request.param != "resident":
         monkeypatch.setattr(store_items, "_RESIDENT_ITEMS", -1)
+        monkeypatch.setattr(store_columns, "_IN_TABLES", -1 if request.param == "columns" else 1 << 60)
     return request.param
 
 
@@ -600,48 +603,48 @@ def test_a_large_batch(db, where):
 
 
 def test_the_event_loop_is_never_blocked(db):
+    """The embedder, and whoever holds the lock, wait until the loop has turned: a loop that waited for them never would."""
+    turned = threading.Event()
+
     def slow(texts: list[str]) -> list[list[float]]:
-        time.sleep(0.3)
+        assert turned.wait(30), "the loop waits for the embedder"
         return embed(texts)
 
-    async def main() -> float:
+    async def main() -> None:
         store = AgentDBStore(db, index={**INDEX, "embed": slow})
-        worst = 0.0
-        done = asyncio.Event()
 
-        async def watch() -> None:
-            nonlocal worst
-            while not done.is_set():
-                start = time.perf_counter()
+        async def turn_while(work: Coroutine[Any, Any, Any]) -> Any:
+            turned.clear()
+            doing = asyncio.create_task(work)
+            for _ in range(50):
                 await asyncio.sleep(0.001)
-                worst = max(worst, time.perf_counter() - start)
+            turned.set()
+            return await doing
 
-        watching = asyncio.create_task(watch())
-        await store.aput(("a",), "k", {"text": "x"})
-        holding = threading.Event()
-        free = threading.Event()
+        await turn_while(store.aput(("a",), "k", {"text": "x"}))
+        assert [hit.key for hit in await turn_while(store.asearch(("a",), query="x"))] == ["k"]
+        holding, free = threading.Event(), threading.Event()
 
         def hold() -> None:
             with db.transaction():
                 holding.set()
-                free.wait(30)
+                assert free.wait(30), "the loop waits for the lock"
 
-        holder = threading.Thread(target=hold)
-        holder.start()
-        holding.wait(30)
-        writing = asyncio.create_task(store.aput(("a",), "l", {"text": "y"}))
-        await asyncio.sleep(0.5)
-        assert not writing.done()  # it waits for the lock, and the loop goes on
-        assert [hit.key for hit in await store.asearch(("a",), query="x")] == ["k"]
-        free.set()
-        await writing
-        holder.join()
-        done.set()
-        await watching
-        return worst
+        with ThreadPoolExecutor(1) as pool:
+            holder = pool.submit(hold)
+            assert holding.wait(30)
+            writing = asyncio.create_task(store.aput(("a",), "l", {"text": "y"}))
+            for _ in range(50):
+                await asyncio.sleep(0.001)
+            # It waits for the lock; the loop goes on, and reads.
+            assert not writing.done()
+            assert [hit.key for hit in await store.asearch(("a",), query="x")] == ["k"]
+            assert not writing.done()
+            free.set()
+            await writing
+            holder.result()
 
-    # The embedder sleeps for 0.3 s and the lock is held for longer: a loop that waited for one of them would show it.
-    assert asyncio.run(main()) < 0.29
+    asyncio.run(main())
 
 
 def test_sync_calls_work_inside_a_running_loop(db):

@@ -17,6 +17,9 @@ that node does not match, and nothing fails. Values that no ``m`` can be compare
 ``text_match`` with one, an order with a list.
 
 A key is one key of the metadata, whatever characters it has. Integers are exact at every size.
+
+All this is so of nodes that an ``AgentDBVectorStore`` wrote. Of rows that others wrote, integers from 2**53 on compare as float64, no
+list is equal to another, and ``is_empty`` does not see ``[]``.
 """
 
 from __future__ import annotations
@@ -148,6 +151,8 @@ def _all(parts: list[Filter]) -> Filter:
 
 
 def _any(parts: list[Filter]) -> Filter:
+    if _ALWAYS in parts:
+        return _ALWAYS
     parts = [one for one in parts if one != _NEVER]
     return parts[0] if len(parts) == 1 else Or(*parts)
 
@@ -192,7 +197,9 @@ def _among(key: str, values: Iterable[Any]) -> Filter:
     elif plain:
         parts.append(_path(key).in_(plain))
     if big:
-        parts.append(_exact("numbers", key).in_([_ordered(one) for one in big]))
+        exact = _exact("numbers", key)
+        parts.append(exact.in_([_ordered(one) for one in big]))
+        parts.append(~exact.exists() & _path(key).in_([float(one) for one in big]))  # of a row of others
     return _any(parts)
 
 
@@ -249,7 +256,10 @@ def _holds_one(key: str, values: list[Any]) -> Filter:
     if plain:
         parts.append(_path(key).contains_any(plain))
     if special:
-        parts.append(_exact("items", key).contains_any(special))
+        exact = _exact("items", key)
+        parts.append(exact.contains_any(special))
+        if big:
+            parts.append(~exact.exists() & _path(key).contains_any([float(one) for one in big]))  # of a row of others
     if texts:
         parts += [_path(key)[text].exists() for text in texts]
         # A list is no text: with an index that says so, no row's tags need be read for parts of texts.
@@ -294,7 +304,9 @@ def _number_ordered(key: str, op: _Order, value: float) -> Filter:
         # Whatever rounds to another float64 is in the relation that the float64 are in.
         near = float(value)
         parts.append(path < near if op in ("lt", "lte") else path > near)
-        parts.append((path == near) & Compare(_exact("numbers", key).path, op, _ordered(int(value))))
+        exact = _exact("numbers", key)
+        exactly = Compare(exact.path, op, _ordered(int(value)))
+        parts.append((path == near) & (exactly | ~exact.exists() if op in ("lte", "gte") else exactly))
     else:
         parts.append(Compare(path.path, op, value))
     return _any(parts)

@@ -58,7 +58,8 @@ class AgentDBRetriever(Closing, BaseRetriever):
         documents: search ``db.documents``, and not ``db.collection``.
         similarity_top_k: at most so many nodes.
         mode: ``"hybrid"``: by meaning and words; ``"vector"``; ``"text"``: by words.
-        filters: LlamaIndex's filters, or a filter made of ``agentdb.field``.
+        filters: LlamaIndex's filters, or a filter made of ``agentdb.field``. Of rows that no `AgentDBVectorStore` wrote, the former
+            see no whole lists: see ``filters``.
         embed_model: makes the query's vector, and must be what made those that are stored; None: the collection's own embedder.
             Documents are always searched by the embedder that they were ingested with.
         search_options: more arguments of ``Collection.search`` or ``Documents.search``, such as ``weights``, ``rerank`` and
@@ -204,6 +205,8 @@ class AgentDBMemoryRetriever(Closing, BaseRetriever):
         super().__init__(callback_manager=callback_manager, verbose=verbose)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        if not query_bundle.query_str:  # the question is an image, perhaps
+            return []
         recalled = self._connection().memories.recall(query_bundle.query_str, **self._wanted)
         return [_of_memory(one) for one in recalled]
 

@@ -175,12 +175,12 @@ class AgentDBVectorStore(Closing, BasePydanticVectorStore):
             delete_kwargs: none are known.
 
         Raises:
-            InvalidInputError: neither is given: to delete everything there is `clear`.
+            InvalidInputError: neither is given, or filters that hold always: to delete everything there is `clear`.
         """
         _no_more("delete_nodes", delete_kwargs)
-        if node_ids is None and (filters is None or not filters.filters):
-            raise InvalidInputError("give node_ids or filters; clear() deletes everything")
         ids, condition = None if node_ids is None else _ids("node_ids", node_ids), to_filter(filters)
+        if ids is None and condition in (None, And()):
+            raise InvalidInputError("give node_ids or filters; clear() deletes everything")
         if ids is None or condition is not None:
             self._delete(condition if ids is None else _joined(condition, field("id").in_(ids)))
         else:
@@ -281,6 +281,8 @@ class _Search:
     """One query, checked before the database is asked."""
 
     def __init__(self, query: VectorStoreQuery, kwargs: Mapping[str, Any], reranker: Any) -> None:
+        if query.mode not in list(VectorStoreQueryMode):
+            raise InvalidInputError(f"mode must be a VectorStoreQueryMode, not {query.mode!r:.40}")
         mode = VectorStoreQueryMode(query.mode)
         if mode in _LEARNERS:
             raise InvalidInputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 import pickle
@@ -13,7 +14,14 @@ import pytest
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.schema import Document, NodeWithScore, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
-from support.llama_index_suite import node
+from llama_index.core.vector_stores.types import (
+    FilterCondition,
+    FilterOperator,
+    MetadataFilter,
+    MetadataFilters,
+    VectorStoreQuery,
+)
+from support.llama_index_suite import node, only
 
 import agentdb
 from agentdb import Database, InvalidInputError
@@ -23,7 +31,9 @@ from llama_index_agentdb import (
     AgentDBDocumentStore,
     AgentDBEmbedding,
     AgentDBKVStore,
+    AgentDBMemoryRetriever,
     AgentDBRerank,
+    AgentDBRetriever,
     AgentDBVectorStore,
 )
 
@@ -132,3 +142,72 @@ def test_of_nodes_with_one_id_the_last_one_counts_in_its_place(db: Database) -> 
     assert expected is not None
     assert known.metadata == expected.metadata == {"said": "last"}
     assert sorted(known.node_ids) == sorted(expected.node_ids)
+
+
+# --- filters --------------------------------------------------------------------------------------------------------------
+
+IDS = {"small": 7, "great": 2**60, "greater": 2**60 + 4096, "many": [7, 2**60], "text": "1152921504606846976"}
+"""What a chat service gives as ids; in an ordinary collection numbers are float64, which tells these apart."""
+
+
+@pytest.mark.parametrize(
+    ("operator", "value", "expected"),
+    [
+        (FilterOperator.EQ, 2**60, {"great"}),
+        (FilterOperator.NE, 2**60, {"small", "greater", "many", "text"}),
+        (FilterOperator.IN, [2**60, 7], {"small", "great"}),
+        (FilterOperator.NIN, [2**60, 7], {"greater", "many", "text"}),
+        (FilterOperator.GT, 2**60, {"greater"}),
+        (FilterOperator.GTE, 2**60, {"great", "greater"}),
+        (FilterOperator.LT, 2**60 + 4096, {"small", "great"}),
+        (FilterOperator.LTE, 2**60, {"small", "great"}),
+        (FilterOperator.CONTAINS, 2**60, {"many"}),
+        (FilterOperator.ANY, [2**60], {"many"}),
+        (FilterOperator.ALL, [2**60, 7], {"many"}),
+    ],
+)
+def test_great_numbers_in_rows_of_others_are_found(
+    db: Database, operator: FilterOperator, value: int | list[int], expected: set[str]
+) -> None:
+    db.collection("messages").upsert(
+        list(IDS), texts=["a message"] * len(IDS), metadata=[{"id": one} for one in IDS.values()]
+    )
+    filters = only("id", value, operator)
+    with AgentDBRetriever(db, collection="messages", mode="text", filters=filters) as retriever:
+        assert {one.node.node_id for one in retriever.retrieve("message")} == expected
+    with AgentDBVectorStore(db, collection="messages") as store:
+        assert {one.node_id for one in store.get_nodes(filters=filters)} == expected
+        store.add([node(key, [1.0] * 16, metadata={"id": one}) for key, one in IDS.items()])
+        assert {one.node_id for one in store.get_nodes(filters=filters)} == expected
+
+
+def test_filters_that_exclude_nothing_delete_nothing(db: Database) -> None:
+    empty, some = MetadataFilters(filters=[]), MetadataFilter(key="k", value=1)
+    with AgentDBVectorStore(db) as store:
+        store.add([node("a"), node("b", metadata={"k": 1})])
+        for filters in (
+            empty,
+            MetadataFilters(filters=[empty, empty]),
+            MetadataFilters(filters=[MetadataFilters(filters=[empty])], condition=FilterCondition.OR),
+            MetadataFilters(filters=[some, empty], condition=FilterCondition.OR),
+        ):
+            with pytest.raises(InvalidInputError, match="clear"):
+                store.delete_nodes(filters=filters)
+        with pytest.raises(InvalidInputError, match="filters must be MetadataFilters"):
+            store.delete_nodes(filters=[some])  # type: ignore[arg-type]
+        assert len(store.get_nodes()) == 2
+        store.delete_nodes(filters=MetadataFilters(filters=[some, empty]))
+        assert [one.node_id for one in store.get_nodes()] == ["a"]
+
+
+def test_an_unknown_mode_is_named(db: Database) -> None:
+    with AgentDBVectorStore(db) as store, pytest.raises(InvalidInputError, match="mode must be"):
+        store.query(VectorStoreQuery(query_embedding=[1.0], mode="nearest"))  # type: ignore[arg-type]
+
+
+def test_an_empty_question_finds_nothing(db: Database) -> None:
+    db.memories.remember("Ann likes cats", agent_id="a")
+    for retriever in (AgentDBMemoryRetriever(db, agent_id="a"), AgentDBRetriever(db, documents=True)):
+        with retriever:
+            assert retriever.retrieve("") == []
+            assert asyncio.run(retriever.aretrieve("")) == []

@@ -35,6 +35,7 @@ from agentdb.rag.tables import COLLECTION_PREFIX, DocumentTables, part_keys, row
 from agentdb.types import ErasureReceipt, OnProgress, Row
 from agentdb.vectors.collection import Collection
 from agentdb.vectors.definition import VectorSpec
+from agentdb.vectors.evolution import add_vector
 from agentdb.vectors.query import Fusion, Mode
 from agentdb.vectors.registry import Collections
 
@@ -123,7 +124,8 @@ class Documents:
                 by structure, in chunks of at most 480 tokens, which an embedder that reads less reads in parts. Documents that were
                 chunked otherwise are chunked anew.
             images: what is done with the pictures of documents, and with those that are documents: describe, embed, keep them.
-                None: they are left out. A collection has vectors of pictures if its first ingest made them.
+                None: they are left out. The first ingest with an embedder of pictures decides how long their vectors are, and
+                cannot be inside a transaction if the collection is there already.
             parsers: asked before the ones for known formats.
             limits: how far parsing goes.
             include: patterns such as ``"*.md"`` or ``"docs/*"``: only files of a folder that match one, by their name or their
@@ -140,6 +142,7 @@ class Documents:
             AccessDeniedError: the folder cannot be listed, or the database is read-only.
             InvalidInputError: an argument cannot be accepted.
             MissingDependencyError: there is no embedder.
+            UnavailableError: inside a snapshot, or inside a transaction if the collection needs vectors of pictures first.
         """
         name = self._checked(collection)
         self._engine._core.writable()
@@ -584,10 +587,11 @@ class Documents:
         return None
 
     def _made(self, name: str, images: ImageOptions | None) -> Collection:
-        """Return the collection of chunks, made if there is none.
+        """Return the collection of chunks, made if there is none, with a place for the vectors of pictures if they get any.
 
         Raises:
-            InvalidInputError: it has no place for the vectors of pictures.
+            InvalidInputError: its vectors of pictures are of another length.
+            UnavailableError: it has none, and cannot get them inside a transaction.
         """
         full = COLLECTION_PREFIX + name
         wanted = image_vector(images)
@@ -599,12 +603,20 @@ class Documents:
             )
         else:
             made = self._require(name)
-        found = made.vectors.get(IMAGE_VECTOR)
-        if wanted and found != wanted[IMAGE_VECTOR]:
-            what = "no vectors of pictures" if found is None else f"vectors of pictures of {found.dimension} dimensions"
-            raise InvalidInputError(
-                f"the documents of collection {name} have {what}, as its first ingest said: use another collection"
-            )
+        for vector, spec in wanted.items():
+            found = made.vectors.get(vector)
+            if found is None:
+                if self._engine.in_transaction:
+                    raise UnavailableError(
+                        f"the documents of collection {name} have no vectors of pictures yet: ingest the first pictures outside "
+                        "of transactions"
+                    )
+                found = add_vector(made._store, made._table, vector, spec)
+            if found != spec:
+                raise InvalidInputError(
+                    f"the documents of collection {name} have vectors of pictures of {found.dimension} dimensions, as the first "
+                    "ingest with pictures said: use another collection"
+                )
         if images is not None and images.embedder is not None:
             self._require_image_embedder(name, images.embedder)
             self._image_embedders[name] = images.embedder

@@ -25,11 +25,18 @@ from agentdb.storage.cold import ColumnFill
 from agentdb.storage.table import Table
 from agentdb.types import OnProgress, Progress, Row
 from agentdb.vectors.analysis import ANALYSIS, encode_terms
-from agentdb.vectors.definition import Definition, PromotedColumn, PromotedType, Reembedding, StoredVector
+from agentdb.vectors.definition import (
+    Definition,
+    PromotedColumn,
+    PromotedType,
+    Reembedding,
+    StoredVector,
+    VectorSpec,
+)
 from agentdb.vectors.rows import embed_columns
 from agentdb.vectors.store import DefinitionStore
 
-__all__ = ["Asked", "Upkeep", "promote", "reembed"]
+__all__ = ["Asked", "Upkeep", "add_vector", "promote", "reembed"]
 
 log = logging.getLogger("agentdb")
 
@@ -163,6 +170,39 @@ def fill(store: DefinitionStore, table: Table, column: PromotedColumn) -> Genera
         return definition.next(promoted=ready)
 
     store.change(finish)
+
+
+# --- another vector -----------------------------------------------------------------------------------------------------
+
+
+def add_vector(store: DefinitionStore, table: Table, name: str, spec: VectorSpec) -> VectorSpec:
+    """Return what the collection's vector of that name is: the one it has, or the one given, null in every row it has.
+
+    The column is there before the definition names it. Whoever is killed in between leaves an empty column, which the next
+    call takes, or one of another type, which it passes by.
+
+    Raises:
+        UnavailableError: inside a transaction or snapshot.
+    """
+    store.engine._outside("add_vector")
+
+    def room(definition: Definition) -> str:
+        schema = table.schema
+        others = {one for one in schema.arrow.names if schema.column(one).type != spec.arrow_type}
+        return _column_for(definition, table, name, spec.arrow_type, others)
+
+    while name not in (definition := store.read()).vectors:
+        column = room(definition)
+        _add_missing(table, pa.field(column, spec.arrow_type))
+
+        def add(now: Definition, column: str = column) -> Definition:
+            if name in now.vectors or room(now) != column:
+                return now  # somebody was quicker
+            rest = tuple(one for one in now.retired if one != column)
+            return now.next(vectors={**now.vectors, name: StoredVector(spec, column)}, retired=rest)
+
+        store.change(add)
+    return definition.vectors[name].spec
 
 
 # --- another embedder ---------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +15,7 @@ from PIL import Image, ImageDraw
 from support.tiny_clip import save_tiny_clip
 
 import agentdb
-from agentdb import Document, ImageOptions, InvalidInputError, NotFoundError, field
+from agentdb import Document, ImageOptions, InvalidInputError, NotFoundError, UnavailableError, field
 from agentdb.rag.images import describe, prepare
 from agentdb.rag.parsing import Block, EmbeddedImage, ParsedDocument
 from agentdb_embedders import HashingEmbedder, ImageTextEmbedder
@@ -338,15 +339,49 @@ def test_vectors_of_two_models_are_never_compared(db: agentdb.Database, folder: 
         assert names(other.documents.search_images("red", 1, embedder=Colors())) == ["red.png"]
 
 
-def test_without_options_pictures_are_reported_and_no_collection_has_room_for_them_later(
+def test_a_collection_that_was_made_without_pictures_gets_their_vectors_when_the_first_come(
     db: agentdb.Database, folder: Path
 ) -> None:
     report = db.documents.ingest(folder)
     assert report.added == 1
     assert {one.reason for one in report.failed} == {"image"}
-    with pytest.raises(InvalidInputError, match="no vectors of pictures"):
-        db.documents.ingest(folder, images=ImageOptions(embedder=Colors()))
+    before = {one.id: db.documents.text(one.id) for one in db.documents.list()}
     assert db.documents.search_images("red", embedder=Colors()) == []
+    options = ImageOptions(embedder=Colors())
+    with agentdb.open(db.path, embedder=HashingEmbedder()) as other:
+        assert other.documents.ingest(Document("Opened before.", source="a")).added == 1
+        with db.transaction(), pytest.raises(UnavailableError, match="no vectors of pictures yet"):
+            db.documents.ingest(folder, images=options)
+        assert not db.documents.ingest(folder, images=options).failed
+        assert names(db.documents.search_images("red", 1)) == ["red.png"]
+        assert names(other.documents.search_images("green", 1, embedder=Colors())) == ["green.png"]
+        assert other.documents.ingest(Document("Written afterwards.", source="b")).added == 1
+    assert {one: db.documents.text(one) for one in before} == before
+    with db.transaction():
+        assert db.documents.ingest(Document(png("red"), source="c.png"), images=options).added == 1
+    db.optimize()
+    assert set(names(db.documents.search_images("red", 2))) == {"red.png", "c.png"}
+    assert db.documents.search("Written afterwards.", 1)[0].source == "b"
+
+
+def test_a_column_that_somebody_who_was_killed_left_is_taken_or_passed_by(db: agentdb.Database, folder: Path) -> None:
+    for name, left in (("same", Colors.dimension), ("other", 7)):
+        db.documents.ingest("A first text.", collection=name)
+        db.documents._require(name)._table.add_columns([pa.field("image", pa.list_(pa.float32(), left))])
+        db.documents.ingest(folder, images=ImageOptions(embedder=Colors()), collection=name)
+        assert names(db.documents.search_images("blue", 1, collection=name)) == ["blue.png"]
+        columns = db.documents._require(name)._store.read().vectors
+        assert columns["image"].column == {"same": "image", "other": "image_2"}[name]
+
+
+def test_vectors_of_pictures_have_one_length(db: agentdb.Database, folder: Path) -> None:
+    class Wide(Colors):
+        name, dimension = "wide", 9
+
+    db.documents.ingest("A first text.")
+    db.documents.ingest(folder, images=ImageOptions(embedder=Colors()))
+    with pytest.raises(InvalidInputError, match="vectors of pictures of 3 dimensions"):
+        db.documents.ingest(folder, images=ImageOptions(embedder=Wide()))
 
 
 def test_a_real_clip(db: agentdb.Database, folder: Path, tmp_path: Path) -> None:

@@ -5,7 +5,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from support.kernel_cases import make, nearest_case, primitives_case, same_up_to_equal_scores, search_case  # noqa: E402
+from support.kernel_cases import (  # noqa: E402
+    make,
+    nearest_case,
+    operations_case,
+    primitives_case,
+    same_up_to_equal_scores,
+    search_case,
+)
 
 from agentdb.errors import InvalidInputError  # noqa: E402
 from agentdb.kernels import DeviceIndex, explain, reference  # noqa: E402
@@ -55,7 +62,7 @@ def test_recall_is_exactly_one(seed):
 
 
 @pytest.mark.parametrize("prefer", [None, "torch"])
-@pytest.mark.parametrize("d", [16, 24, 100, 384])
+@pytest.mark.parametrize("d", [8, 16, 24, 100, 384, 1536])
 def test_primitives_agree_with_their_oracles(prefer, d):
     primitives_case("cuda", prefer=prefer, d=d)
 
@@ -63,6 +70,13 @@ def test_primitives_agree_with_their_oracles(prefer, d):
 @pytest.mark.parametrize(("n", "d", "k"), [(70, 8, 5), (40_000, 100, 10), (5, 1536, 12)])
 def test_neighbours_among_some_rows_are_those_of_float64(n, d, k):
     nearest_case("cuda", 33, n, d, k, 0.2)
+
+
+@pytest.mark.parametrize("prefer", [None, "torch"])
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+@pytest.mark.parametrize(("n", "d", "n_queries"), [(5_000, 100, 5), (999, 1536, 40), (3_000, 384, 150)])
+def test_every_step_of_a_search_keeps_to_its_bound(metric, n, d, n_queries, prefer):
+    operations_case("cuda", metric=metric, n=n, d=d, n_queries=n_queries, prefer=prefer)
 
 
 def test_triton_is_what_runs():

@@ -2,12 +2,31 @@
 
 import itertools
 import sys
+from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
+import torch
 
 from agentdb.kernels import reference
 from agentdb.kernels.index import DeviceIndex
 from agentdb.kernels.primitives import maxsim, mmr, near_duplicates, nearest
+from agentdb.kernels.search import _tiles
+
+
+@contextmanager
+def poisoned():
+    """Memory that is not written first holds NaN or a number that is no place of anything."""
+    with mock.patch.multiple(torch, empty=_full(torch.empty), empty_like=_full(torch.empty_like)):
+        yield
+
+
+def _full(make):
+    def made(*shape, **options):
+        tensor = make(*shape, **options)
+        return tensor.fill_(torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max // 2)
+
+    return made
 
 
 def make(n, d, generator, *, kind):
@@ -19,6 +38,7 @@ def make(n, d, generator, *, kind):
     return rows
 
 
+@poisoned()
 def search_case(
     device,
     n,
@@ -94,17 +114,88 @@ def same_up_to_equal_scores(found, scores, ids):
         assert len(set(row[row >= 0])) == (row >= 0).sum()
 
 
+@poisoned()
+def operations_case(device, *, metric="cosine", prefer=None, n=700, d=40, n_queries=5, seed=0):
+    """Every step of a search by itself: approximate scores within the bound that is claimed for them, exact ones exactly."""
+    generator = np.random.default_rng(seed)
+    rows, queries = make(n, d, generator, kind="clustered"), make(n_queries, d, generator, kind="random")
+    factors, summands = (generator.random(n).astype(np.float32) for _ in range(2))
+    index = DeviceIndex(d, metric=metric, device=device, slab_rows=256, prefer=prefer)
+    index.put(np.arange(n), rows, owners=generator.integers(0, 4, n), alpha=factors, beta=summands)
+    index.delete(generator.permutation(n)[: n // 3])
+    index.delete(np.arange(n - 70, n))
+    view, search = index._state.view, index._searcher
+    q = search._prepare(view, search._pad(torch.from_numpy(queries).to(device)))
+    bound = q.rounding(view).cpu().numpy()[:, None]
+    at = index._lookup(np.arange(n))
+    want = np.full((n_queries, -(-view.n_rows // 128) * 128), -np.inf)
+    scores = reference.similarities(queries, rows, metric) * factors.astype(float) + summands.astype(float)
+    want[:, at[at >= 0]] = scores[:, at >= 0]
+
+    def near(found, wanted):
+        found = found.cpu().numpy().astype(float)
+        assert found.shape == wanted.shape
+        with np.errstate(invalid="ignore"):  # -inf less -inf
+            assert ((found == wanted) | (np.abs(found - wanted) <= bound)).all(), np.nanmax(np.abs(found - wanted))
+
+    norms = np.linalg.norm(queries.astype(float), axis=1)
+    np.testing.assert_allclose(q.norms.cpu().numpy(), norms, rtol=1e-12)
+    torch.testing.assert_close(q.rounded.float(), q.scan, rtol=2.0**-7, atol=0.0)  # the interpreter cuts off
+    for group in (8, 64):
+        maxima = search._ops("group_max").group_max(view, q.scan, q.rounded, q.shift, group)
+        used = view.n_groups(group)
+        near(maxima[:, :used], want.reshape(n_queries, -1, group).max(axis=2)[:, :used])
+        assert torch.isneginf(maxima[:, used:]).all()
+        groups = np.stack([generator.permutation(used)[:7] for _ in queries])
+        given = torch.from_numpy(groups).to(device)
+        found = search._ops("rescore_groups").rescore_groups(view, q.scan, given, q.shift, group)
+        places = (groups[:, :, None] * group + np.arange(group)).reshape(n_queries, -1)
+        near(found, np.take_along_axis(want, places, axis=1))
+    places = generator.choice(at[at >= 0], (n_queries, 37))
+    exact = np.take_along_axis(want, places, axis=1)
+    places[:, ::5], exact[:, ::5] = -1, -np.inf
+    found = search._ops("exact_scores").exact_scores(view, q.plain, q.norms, torch.from_numpy(places).to(device))
+    np.testing.assert_allclose(found.cpu().numpy(), exact, rtol=1e-11, atol=1e-12)
+    owners, first, order, pages = index._state.segments
+    for wanted in (np.arange(min(4, n_queries)), np.sort(generator.integers(0, 4, n_queries))):
+        slot = np.searchsorted(owners, wanted)
+        n_pages = first[slot + 1] - first[slot]
+        tiles, most = _tiles(wanted, first[slot], n_pages)
+        width = (int(n_pages.max()) + 1) * view.page
+        some = q.part(0, len(wanted))
+        given = torch.from_numpy(tiles).to(device)
+        found = search._ops("segment_scores").segment_scores(
+            view, some.rounded, some.shift, given, pages, width, most
+        ).cpu().numpy()  # fmt: skip
+        for i, (begin, count) in enumerate(zip(first[slot], n_pages, strict=True)):
+            here = (order[begin : begin + count, None] * view.page + np.arange(view.page)).ravel()
+            with np.errstate(invalid="ignore"):
+                off = np.abs(found[i, : len(here)] - want[i, here])
+            assert ((found[i, : len(here)] == want[i, here]) | (off <= bound[i])).all()
+            assert np.isneginf(found[i, len(here) :]).all()
+    for columns in (40, 64, 2048):
+        table = generator.integers(-5, 5, (3, columns)).astype(np.float32)
+        table[:, ::3] = -np.inf
+        indices, values = search._top(torch.from_numpy(table).to(device), 20)
+        indices, values = indices.cpu().numpy()[:, :20], values.cpu().numpy()[:, :20]
+        np.testing.assert_array_equal(values, -np.sort(-table, axis=1)[:, :20])
+        np.testing.assert_array_equal(np.take_along_axis(table, indices, axis=1), values)
+        assert all(len(set(one)) == 20 for one in indices.tolist())
+
+
+@poisoned()
 def primitives_case(device, *, prefer=None, d=24, seed=0, tokens_dtype=np.float32):
     generator = np.random.default_rng(seed)
     lengths = np.array([3, 0, 70, 1, 17])
     offsets = np.concatenate([[0], np.cumsum(lengths)])
+    scale = 1e-5 * max(10, d)
     tokens = generator.standard_normal((offsets[-1], d)).astype(tokens_dtype)
     queries = generator.standard_normal((3, 5, d)).astype(tokens_dtype)
     weights = generator.random((3, 5)).astype(np.float32)
     weights[1, 3:] = 0
     got = maxsim(queries, tokens, offsets, query_weights=weights, device=device, prefer=prefer)
     np.testing.assert_allclose(
-        got, reference.maxsim(queries, tokens, offsets, query_weights=weights), rtol=1e-4, atol=1e-4
+        got, reference.maxsim(queries, tokens, offsets, query_weights=weights), rtol=1e-4, atol=scale
     )
     candidates = generator.standard_normal((4, 21, d)).astype(np.float32)
     candidates[0, 1] = candidates[0, 0]
@@ -127,6 +218,7 @@ def primitives_case(device, *, prefer=None, d=24, seed=0, tokens_dtype=np.float3
         np.testing.assert_array_equal(labels, want_labels)
 
 
+@poisoned()
 def nearest_case(device, n_queries, n, d, k, least, *, share=0.7, seed=0):
     """Neighbours among the rows that a random mask leaves, some of them equal, some zero, against float64."""
     generator = np.random.default_rng(seed)
@@ -166,6 +258,9 @@ def interpreted():
     search_case("cpu", 200, 16, 2, 3, "l2", weighted=True, slab_rows=128)
     search_case("cpu", 260, 16, 3, 3, "dot", is_segmented=True, slab_rows=128)
     search_case("cpu", 64, 1536, 2, 2, "cosine", is_segmented=True, slab_rows=128)
+    search_case("cpu", 200, 8, 2, 90, "cosine", slab_rows=128)
+    for metric in ("cosine", "l2"):
+        operations_case("cpu", metric=metric, n=200, d=16, n_queries=3)
     primitives_case("cpu", d=16)
     print("interpreted")
 

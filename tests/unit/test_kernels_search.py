@@ -1,3 +1,4 @@
+import sys
 import threading
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from support.kernel_cases import nearest_case, primitives_case, search_case  # noqa: E402
+from support.kernel_cases import nearest_case, operations_case, primitives_case, search_case  # noqa: E402
 
 from agentdb.errors import InvalidInputError, UnavailableError  # noqa: E402
 from agentdb.kernels import DeviceIndex, explain, primitives, reference  # noqa: E402
@@ -52,8 +53,72 @@ def test_recall_is_exactly_one(n, d, k, metric, kind, is_segmented, weighted, se
     )
 
 
-def test_primitives_agree_with_their_oracles():
-    primitives_case("cpu")
+@pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])
+@pytest.mark.parametrize(("n", "d"), [(700, 40), (333, 8), (300, 1536)])
+def test_every_step_of_a_search_keeps_to_its_bound(metric, n, d):
+    operations_case("cpu", metric=metric, n=n, d=d)
+
+
+@pytest.mark.parametrize("d", [8, 17, 384, 1536])
+def test_primitives_agree_with_their_oracles(d):
+    primitives_case("cpu", d=d)
+
+
+@pytest.mark.parametrize("is_segmented", [False, True])
+@pytest.mark.parametrize(
+    ("n", "d", "k"),
+    [
+        (20_011, 24, 40),
+        pytest.param(1_000_003, 48, 1000, marks=pytest.mark.slow),
+        pytest.param(1_000_000, 8, 10, marks=pytest.mark.slow),
+        pytest.param(50_001, 1536, 100, marks=pytest.mark.slow),
+    ],
+)
+def test_many_rows(n, d, k, is_segmented):
+    search_case("cpu", n, d, 3, k, "cosine", kind="clustered", slab_rows=1 << 17, is_segmented=is_segmented)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    n=st.integers(1, 300),
+    share=st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+    least=st.integers(-2, 5),
+    k=st.integers(1, 40),
+    direct=st.sampled_from([0, 10, 1000]),
+    seed=st.integers(0, 1000),
+)
+def test_any_mask_is_kept_to(n, share, least, k, direct, seed):
+    generator = np.random.default_rng(seed)
+    rows = generator.standard_normal((n, 7)).astype(np.float32)
+    column = generator.integers(0, 6, n)
+    among = np.flatnonzero(generator.random(n) < share)
+    index = DeviceIndex(7, metric="dot", slab_rows=128, attributes=("at",))
+    index.put(np.arange(n), rows, attributes={"at": column})
+    queries = generator.standard_normal((2, 7)).astype(np.float32)
+    chosen, late = np.isin(np.arange(n), among), column >= least
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agentdb.kernels.index._DIRECT_ROWS", direct)
+        for live, options in (
+            (chosen, {"among": among}),
+            (late, {"where": {"at": (least, 99)}}),
+            (chosen & late, {"among": among, "where": {"at": (least, 99)}}),
+        ):
+            found = index.search(queries, k, **options)
+            np.testing.assert_array_equal(found.ids, reference.topk(queries, rows, k, "dot", live=live)[1])
+
+
+def test_agents_without_rows_find_nothing_beside_those_that_have_some():
+    rows = np.random.default_rng(9).standard_normal((300, 5)).astype(np.float32)
+    index = DeviceIndex(5, slab_rows=128)
+    index.put(np.arange(300), rows, owners=np.arange(300) % 3 * 10)
+    index.delete(np.arange(1, 300, 3))
+    wanted = np.array([20, 10, 5, 0, -1, 20, 99])
+    found = index.search_segments(rows[:7], wanted, 200)
+    owners, live = np.arange(300) % 3 * 10, np.arange(300) % 3 != 1
+    best = reference.segmented_topk(rows[:7], wanted, rows, owners, 200, "cosine", live=live)[1]
+    np.testing.assert_array_equal(found.ids, best)
+    assert (found.ids[[1, 2, 4, 6]] == -1).all()
+    assert (found.ids[[0, 3, 5]] >= 0).sum(axis=1).tolist() == [100, 100, 100]
 
 
 @pytest.mark.parametrize(
@@ -178,6 +243,22 @@ def test_arrow_is_taken_as_it_is():
     assert np.array_equal(index.get(range(50)), rows)
 
 
+def test_rows_of_arrow_are_not_visited_one_by_one():
+    def calls(count):
+        column = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(8 * count, np.float32)), 8)
+        ids, index, seen = pa.array(np.arange(count)), DeviceIndex(8), []
+        index.put(ids, column)  # whatever is imported or made once
+        sys.setprofile(lambda _frame, event, _: seen.append(event) if "call" in event else None)
+        try:
+            index.put(ids, column)
+        finally:
+            sys.setprofile(None)
+        assert len(index) == count
+        return len(seen)
+
+    assert calls(300) == calls(2000) > 50
+
+
 def test_a_budget_removes_the_owners_used_longest_ago():
     rows = np.random.default_rng(5).standard_normal((640, 16)).astype(np.float32)
     one = 64 * (16 * 4 + 16)
@@ -278,6 +359,36 @@ def test_a_search_among_ids_keeps_to_rows_of_one_moment(monkeypatch):
     np.testing.assert_array_equal(
         found.ids, reference.topk(rows[:3], rows, 5, "cosine", live=np.isin(np.arange(9000), among))[1]
     )
+
+
+def test_searches_among_ids_while_rows_are_removed_and_compacted(monkeypatch):
+    monkeypatch.setattr("agentdb.kernels.index._FIRST_ROWS", 128)  # compaction after as many dead rows
+    generator = np.random.default_rng(11)
+    rows = generator.standard_normal((2000, 8)).astype(np.float32)
+    index = DeviceIndex(8, slab_rows=256)
+    index.put(np.arange(2000), rows, owners=np.arange(2000) % 3)
+    even = np.arange(0, 2000, 2)
+    wanted = reference.topk(rows[:4], rows, 5, "cosine", live=np.arange(2000) % 2 == 0)[1]
+    failed, stop = [], threading.Event()
+
+    def search():
+        try:
+            while not stop.is_set():
+                np.testing.assert_array_equal(index.search(rows[:4], 5, among=even).ids, wanted)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=search) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for turn in range(12):
+        odd = generator.permutation(1000)[:700] * 2 + 1
+        index.delete(odd)
+        index.put(odd, rows[odd], owners=odd % 3 + turn)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failed, failed[0]
 
 
 @pytest.mark.parametrize("step", ["_place", "_write", "_publish"])

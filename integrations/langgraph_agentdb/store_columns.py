@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from agentdb import And, Compare, Exists, Filter, IsNull, Not, Or
+from agentdb import And, Compare, Exists, Filter, In, IsNull, Not, Or
 
 __all__ = ["COLUMNS", "ColumnSets", "Columns", "HeldColumns", "paths_of"]
 
@@ -112,6 +112,31 @@ class _Leaf:
         fits = np.fromiter((compare(text) for text in [*self.texts, ""]), np.bool_)
         fits[-1] = False  # where -1 leads
         mask: Mask = fits[self.codes]
+        return mask
+
+    def one_of(self, wanted: Sequence[str | float]) -> Mask:
+        """Return `[N]` where a value is equal to one of these, which may be of several types."""
+        flags = [_TRUE if one else _FALSE for one in wanted if isinstance(one, bool)]
+        numbers = [float(one) for one in wanted if not isinstance(one, bool | str)]
+        codes = [self.known[one] for one in wanted if isinstance(one, str) and one in self.known]
+        mask: Mask = np.isin(self.kinds, flags) | np.isin(self.numbers, numbers) | np.isin(self.codes, codes)
+        return mask
+
+    def among(self, wanted: Iterable[str | float]) -> Mask:
+        """Return `[N]` where one of several values lies."""
+        mask = np.zeros(len(self.kinds), np.bool_)
+        numbers, codes = [], []
+        for one in wanted:
+            if isinstance(one, bool):
+                mask |= self.compared("eq", one)
+            elif isinstance(one, str):
+                codes.append(self.known.get(one, -2))
+            else:
+                numbers.append(float(one))
+        if numbers:
+            mask |= np.isin(self.numbers, numbers)
+        if codes:
+            mask |= np.isin(self.codes, codes)
         return mask
 
 
@@ -228,6 +253,10 @@ class Columns:
                 return np.equal(self.leaves[tree.path].kinds, _NULL)
             case Compare():
                 return self.leaves[tree.path].compared(tree.op, tree.value)
+            case In(negated=False):
+                return self.leaves[tree.path].among(tree.values)
+            case In(negated=False):
+                return self.leaves[tree.path].one_of(tree.values)
         raise TypeError(f"a store's filter makes no {type(tree).__name__}")
 
 
@@ -244,7 +273,7 @@ def paths_of(tree: Filter | None) -> set[Path]:
             return {path for one in tree.filters for path in paths_of(one)}
         case Not():
             return paths_of(tree.condition)
-        case Exists() | IsNull() | Compare():
+        case Exists() | IsNull() | Compare() | In():
             return {tree.path}
     raise TypeError(f"a store's filter makes no {type(tree).__name__}")
 

@@ -143,9 +143,9 @@ def _operation(path: tuple[str, ...], operator: str, operand: Any, depth: int) -
         case "$gt" | "$gte" | "$lt" | "$lte":
             return _ordered(path, operator, operand)
         case "$in":
-            return _combined("$or", [_equal(path, one) for one in _several(operator, operand)])
+            return _one_of(path, _several(operator, operand))
         case "$nin":
-            return _negated(_combined("$or", [_equal(path, one) for one in _several(operator, operand)]))
+            return _negated(_one_of(path, _several(operator, operand)))
         case "$and" | "$or":
             parts = [_value(path, one, depth + 1) for one in _several(operator, operand)]
             return _combined(operator, parts)
@@ -171,6 +171,24 @@ def _equal(path: tuple[str, ...], wanted: Any) -> _Part:
     if not isinstance(wanted, str):
         raise InvalidInputError(f"filter: JSON holds no {type(wanted).__name__}")
     return _Part(lambda found: found == wanted, tree)
+
+
+def _one_of(path: tuple[str, ...], wanted: list[Any]) -> _Part:
+    """Return: equal to one of them. Texts, numbers and booleans are looked up together, however many they are."""
+    plain = [one for one in wanted if isinstance(one, str | int | float)]
+    parts = [_equal(path, one) for one in wanted if not isinstance(one, str | int | float)]
+    if plain:
+        tree = field(*path).in_(plain)  # refuses what JSON does not hold
+        known = frozenset(map(_comparable, plain))
+        parts.append(_Part(lambda found: isinstance(found, str | int | float) and _comparable(found) in known, tree))
+    return _combined("$or", parts)
+
+
+def _comparable(value: str | float) -> Any:
+    """Return what is equal for equal values, and for no others: a boolean is no number."""
+    if isinstance(value, str):
+        return value
+    return (value,) if isinstance(value, bool) else float(value)
 
 
 def _ordered(path: tuple[str, ...], operator: str, operand: Any) -> _Part:

@@ -19,7 +19,7 @@ from support.store_suite import DIMS, embed
 
 import agentdb
 from agentdb import AccessDeniedError, ClosedError, Config, InvalidInputError
-from langgraph_agentdb import AgentDBCache, AgentDBSaver, AgentDBStore, store_items
+from langgraph_agentdb import AgentDBCache, AgentDBSaver, AgentDBStore, store_columns, store_items
 from langgraph_agentdb.batch import Batch
 
 QUIET = Config(maintenance=False)
@@ -32,10 +32,12 @@ def db(db_path: Path) -> Iterator[agentdb.Database]:
         yield opened
 
 
-@pytest.fixture(params=["resident", "tables"])
+@pytest.fixture(params=["resident", "columns", "tables"])
 def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "tables":
+    """Small scopes are held in memory, large ones are searched in columns or where they lie."""
+    if request.param != "resident":
         monkeypatch.setattr(store_items, "_RESIDENT_ITEMS", -1)
+        monkeypatch.setattr(store_columns, "_IN_TABLES", -1 if request.param == "columns" else 1 << 60)
     return request.param
 
 
@@ -283,3 +285,41 @@ def test_an_embedder_that_fails_leaves_nothing_of_its_batch(db, where):
     assert store.search(()) == store.list_namespaces() == []
     store.batch(batch[:1])
     assert names(store.search(())) == ["plain"]
+
+
+def test_one_of_very_many(db, where):
+    """More values than a filter may have parts; each kind is equal to its own only."""
+    store = AgentDBStore(db, index=INDEX)
+    values = {
+        "no": 0,
+        "number": 7.0,
+        "big": 2**53 + 1,
+        "true": True,
+        "text": "7",
+        "null": None,
+        "list": [7],
+        "object": {"n": 7},
+    }
+    store.batch([PutOp(("a",), key, {"v": value, "text": "same"}) for key, value in values.items()])
+    many = range(1, 12_000)
+    for query in (None, "same"):
+        found = {
+            name: set(names(store.search(("a",), query=query, filter={"v": {"$in": wanted}})))
+            for name, wanted in {
+                "numbers": many,
+                "texts": [str(one) for one in many],
+                "booleans": [True],
+                "mixed": [*many, False, "true", None, [7], {"n": 7}, 2**53],
+            }.items()
+        }
+        assert found == {
+            "numbers": {"number"},
+            "texts": {"text"},
+            "booleans": {"true"},
+            "mixed": {"number", "null", "list", "object", "big"},
+        }
+        none = store.search(("a",), query=query, filter={"v": {"$nin": [*many, None, True]}})
+        assert set(names(none)) == {"no", "big", "text", "list", "object"}
+    for wrong in (math.nan, 10**400, "\ud800", object(), datetime(2026, 1, 1, tzinfo=UTC)):
+        with pytest.raises(InvalidInputError):
+            store.search(("a",), filter={"v": {"$in": [1, wrong]}})

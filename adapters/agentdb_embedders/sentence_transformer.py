@@ -36,7 +36,8 @@ _SHORT = 512
 class LocalModel:
     """A sentence-transformers model that is loaded once, at its first use, and of which calls from several threads take turns.
 
-    What models of texts and models of images have in common; the arguments are those of `SentenceTransformerEmbedder`.
+    What models of texts and models of images have in common; the arguments are those of `SentenceTransformerEmbedder`. A pickle
+    holds them, and no model.
     """
 
     def __init__(
@@ -74,6 +75,13 @@ class LocalModel:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._source or DEFAULT_MODEL)!r}, device={self._device!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process loads the model itself, at its first use there.
+        return {**self.__dict__, "_model": None, "_worker": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def __enter__(self) -> Self:
         return self

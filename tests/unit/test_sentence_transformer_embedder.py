@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import shutil
 import threading
 from collections.abc import Iterator
@@ -37,6 +38,15 @@ def test_vectors_are_those_of_the_library(embedder: SentenceTransformerEmbedder)
     texts = ["the cat sat", "a feline rested", "quarterly revenue", "x " * 400]
     expected = SentenceTransformer(str(get_model_path()), device="cpu").encode(texts, show_progress_bar=False)
     np.testing.assert_allclose(embedder.embed(texts), expected, atol=1e-5)
+
+
+def test_a_pickle_holds_the_arguments_and_not_the_model(embedder: SentenceTransformerEmbedder) -> None:
+    expected = embedder.embed(["cello"])
+    pickled = pickle.dumps(embedder)
+    assert len(pickled) < 10_000
+    with pickle.loads(pickled) as again:
+        assert (again.name, again.dimension) == (embedder.name, embedder.dimension)
+        np.testing.assert_allclose(again.embed(["cello"]), expected, atol=1e-5)
 
 
 def test_meaning(embedder: SentenceTransformerEmbedder) -> None:

@@ -411,20 +411,24 @@ class Follower:
         hot = np.flatnonzero(ids < 0)
         cold = np.flatnonzero(ids >= 0)
         if len(hot):
-            numbers = (~ids[hot]).tolist()
-            if len(hot) <= _FEW or not plan.hot_exact:
-                rows = entry.hot.by_number(view.connection, numbers)
-                found[hot] = [plan.holds(entry.schema, rows[no]) for no in numbers]
-            else:
+            numbers = ~ids[hot]
+            chosen = np.ones(len(hot), np.bool_)
+            if len(hot) > _FEW:
                 matching = entry.hot.match_numbers(view.connection, plan.hot_where or "1", plan.hot_parameters)
-                found[hot] = np.isin(~ids[hot], np.array(matching, np.int64))
+                chosen = np.isin(numbers, np.array(matching, np.int64))
+            if len(hot) <= _FEW or not plan.hot_exact:
+                # The predicate, if it was asked, lets too many through.
+                wanted = numbers[chosen].tolist()
+                rows = entry.hot.by_number(view.connection, wanted)
+                chosen[chosen] = [plan.holds(entry.schema, rows[no]) for no in wanted]
+            found[hot] = chosen
         if len(cold):
             version = view.version(entry)
             needs = list(plan.needs)
             if len(cold) <= _FEW:
                 table = self._core.cold.rows(entry.dataset, version, pa.array(ids[cold], pa.uint64()), ["_key", *needs])
-                chosen = plan.chosen(entry.schema, complete(table, entry.schema, needs))
-                found[cold] = chosen.to_numpy(zero_copy_only=False)
+                holds = plan.chosen(entry.schema, complete(table, entry.schema, needs))
+                found[cold] = holds.to_numpy(zero_copy_only=False)
             else:
                 found[cold] = np.isin(ids[cold], self._matching_ids(entry, version, condition))
         return found

@@ -616,9 +616,12 @@ class TableSchema:
         return pa.schema([*system, *(pa.field(c.name, c.cold_type) for c in self.columns)])
 
     @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {column.name: i for i, column in enumerate(self.columns)}
+
+    @cached_property
     def _key_columns(self) -> tuple[tuple[int, Column], ...]:
-        position = {c.name: i for i, c in enumerate(self.columns)}
-        return tuple((position[name], self._by_name[name]) for name in self.key)
+        return tuple((self._positions[name], self._by_name[name]) for name in self.key)
 
     @cached_property
     def _is_text_key(self) -> bool:
@@ -627,8 +630,7 @@ class TableSchema:
     @cached_property
     def sql_positions(self) -> tuple[int, ...]:
         """Where `sql_columns` stand in a physical row."""
-        position = {c.name: i for i, c in enumerate(self.columns)}
-        return tuple(position[name] for name in self.sql_columns)
+        return tuple(self._positions[name] for name in self.sql_columns)
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
@@ -648,10 +650,16 @@ class TableSchema:
 
     def to_python(self, values: Sequence[Any], columns: Sequence[str] | None = None) -> Row:
         """Return physical values in column order as a row; columns added after it was written are None."""
+        if columns is not None:
+            at = self._positions
+            return {
+                name: self.columns[at[name]].to_python(values[at[name]]) if at[name] < len(values) else None
+                for name in columns
+            }
         row = {column.name: column.to_python(value) for column, value in zip(self.columns, values, strict=False)}
         for column in self.columns[len(values) :]:
             row[column.name] = None
-        return row if columns is None else {name: row[name] for name in columns}
+        return row
 
     def without_terms(self, values: Sequence[Any]) -> bool:
         """Whether a physical row has no JSON content."""

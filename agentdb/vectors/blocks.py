@@ -44,6 +44,8 @@ _MOST_PENDING = 1 << 21
 _MOST_QUERIES = 1 << 10
 _EXACT_NUMBERS = 1 << 20
 """Numbers that are turned into float64 at a time."""
+_NOTED_NUMBERS = 1 << 16
+"""Numbers that are taken in at a time: what is computed of them stays in the processor's cache."""
 _GATHER = 4
 """Rows that a mask leaves are copied together when they are fewer than one in so many."""
 _UNTHREADED = 400_000
@@ -282,7 +284,7 @@ class NumpyBlock:
         _check_rows(first, self.size, matrix, present, self.dimension)
         size = first + len(matrix)
         self._reserve(size)
-        step = max(1, _EXACT_NUMBERS // self.dimension)
+        step = max(1, _NOTED_NUMBERS // self.dimension)
         done = 0
         while done < len(matrix):
             # A piece lies in one slab.

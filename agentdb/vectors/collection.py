@@ -518,9 +518,10 @@ class Collection:
             min_score: only hits that reach it.
             group_by: a metadata key or field: only the best row of each of its values.
             offset: leave out so many of the best first. Pages follow each other without a gap or a repetition as long as nothing
-                is written, whatever their sizes (with ``rerank``: as far as what it sees at least). With several signals, the
-                best 100 rows of each are ranked together, or 300 where tokens rank them; what the best 400 add stands behind
-                these, and so on, and no score is better than one before it.
+                is written, whatever their sizes: of an exact search, and of a hybrid one also where an index is asked; with
+                ``rerank`` up to the 50th hit. Where there are several signals the best 100 rows of each are ranked together,
+                or 300 where tokens rank them; what the best 400 add stands behind these, and so on, and no score is better
+                than one before it.
             include: what hits hold besides id and score.
             exact: compare every row, whatever index there is.
             explain: let ``Hit.signals`` hold the score of each signal.

@@ -15,6 +15,7 @@ from support.search_oracle import assert_nearest, nearest
 
 import agentdb
 from agentdb import Config, field
+from agentdb.filters import matches
 from agentdb.storage.indices import IndexDefinition
 from agentdb.vectors import search as search_module
 from agentdb.vectors.collection import Collection
@@ -361,3 +362,26 @@ def test_searches_while_others_write(db: agentdb.Database, way: str, monkeypatch
     over.set()
     flusher.join()
     assert problems == []
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        field("n") < 300,
+        (field("n") >= 100) & (field("kind") == "x"),
+        ~(field("n") > 50) | (field("t").contains("é")),
+        field("n").in_([1, "1"]),
+    ],
+)
+def test_a_new_filter_over_many_rows_that_wait(tmp_path: Path, condition: agentdb.Filter) -> None:
+    values: list[Any] = [{"n": 1}, {"n": "1"}, {}, {"n": None, "kind": "x"}, {"t": "aé"}, {"t": ["é"]}]
+    metadata = [values[i % 7] if i % 7 < len(values) else {"n": i, "kind": "xy"[i % 2]} for i in range(900)]
+    with agentdb.open(tmp_path / "db", config=Config(maintenance=False, durability="normal")) as db:
+        made = db.collection("c", dimension=2)
+        made.upsert([f"r{i:03d}" for i in range(900)], vectors=np.ones((900, 2)), metadata=metadata)
+        made.search([1, 0])  # the rows are in memory before the filter comes
+        expected = sorted(row.id for row in made.scan(condition))
+        assert 0 < len(expected) < 900
+        assert [hit.id for hit in made.search([1, 0], 900, filter=condition)] == expected
+        plain = [f"r{i:03d}" for i, one in enumerate(metadata) if matches(condition, one)]
+        assert expected == plain

@@ -87,7 +87,7 @@ class Batch:
         return result
 
     def close(self) -> None:
-        """Let what was handed over be done."""
+        """Let what is being written be done; who still waits for that gets a `ClosedError`, and has written nothing."""
         self._thread.shutdown(wait=True)
 
     def _refuse(self) -> None:

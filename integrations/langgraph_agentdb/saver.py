@@ -102,7 +102,7 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
         Args:
             config: the thread, the namespace if it names one, and the id if it names one; None: all threads.
             filter: metadata that they must have: equal in type and value, all the way down. None: absent or null.
-            before: only those with an id lower than that of this config.
+            before: only those with an id lower than that of this config; one that names no id leaves out none.
             limit: at most so many.
 
         Raises:
@@ -122,7 +122,7 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
         found = checkpoints.find(
             place,
             checkpoint_id=checkpoint_id,
-            before=None if before is None else _text(before["configurable"].get("checkpoint_id"), "checkpoint_id"),
+            before=None if before is None else _before(before),
             limit=limit,
             accepts=(lambda body: _has(self._body(body)[1], filter)) if filter else None,
         )
@@ -246,6 +246,17 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
         """Store writes of a task, durable when this returns; the checkpoint itself may come later.
 
         What is stored of a task stays, but errors, interrupts and resumes are replaced.
+
+        Args:
+            config: the thread, the namespace, and the checkpoint that the writes follow.
+            writes: (channel, value), in order.
+            task_id: whose writes.
+            task_path: where the task stands among those of its step; pending writes are sorted by it.
+
+        Raises:
+            InvalidInputError: the config names no checkpoint, or an id is too long; nothing is stored.
+            TypeError: the serializer cannot encode a value; nothing is stored.
+            StorageError: a turn to write did not come in time (retryable), or storing failed.
         """
         if writes:
             self._connection().commit(self._writing(config, writes, task_id, task_path)[1])
@@ -393,6 +404,10 @@ def _where(config: RunnableConfig) -> _Where:
         Place(_thread(configurable["thread_id"]), _string(configurable.get("checkpoint_ns", ""), "checkpoint_ns")),
         _text(configurable.get("checkpoint_id"), "checkpoint_id"),
     )
+
+
+def _before(config: RunnableConfig) -> str | None:
+    return _text((config.get("configurable") or {}).get("checkpoint_id"), "checkpoint_id")
 
 
 def _config(place: Place, checkpoint_id: str) -> RunnableConfig:

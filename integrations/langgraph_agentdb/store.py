@@ -84,11 +84,13 @@ class AgentDBStore(Closing, BaseStore):
     Args:
         db_or_path: an open database, which stays the caller's to close, or the path of one; it is opened, and created, at the
             first call.
-        index: what is embedded, and by what (see `StoreIndex`); None: nothing. ``index["mode"] = "hybrid"`` ranks by meaning
-            and by words together.
+        index: what is embedded, and by what (see `StoreIndexConfig`); None: nothing. ``index["mode"] = "hybrid"`` ranks by
+            meaning and by words together. Vectors of two models do not compare: a store that another model filled is searched
+            with that one.
         ttl: ``default_ttl`` in minutes, ``refresh_on_read`` (default True), ``omit_expired`` (default False: what has expired
-            is seen until it is swept), ``sweep_interval_minutes``. The default of LangGraph's methods; an operation may say
-            otherwise.
+            is seen until it is swept), ``sweep_interval_minutes`` (default 5). The default of LangGraph's methods; an
+            operation may say otherwise. A read that prolongs a life waits for its turn to write, and is answered though none
+            comes in time.
 
     Raises:
         InvalidInputError: an argument cannot be accepted; the message names it.

@@ -23,9 +23,12 @@ class StoreIndexConfig(TypedDict, total=False):
     """LangGraph's ``IndexConfig``, and how a search with a query ranks.
 
     Attributes:
-        dims: the dimension of vectors.
-        embed: makes them; see `AgentDBStore`.
-        fields: paths of the texts that are embedded.
+        dims: the dimension of vectors; may be left out with an embedder of AgentDB, which knows it.
+        embed: makes them: a LangChain ``Embeddings``, a function of texts, sync or async, an embedder of AgentDB, the name of
+            one such as ``"local"``, or LangChain's ``"provider:model"``.
+        fields: paths of the texts that are embedded, such as ``"text"``, ``"a.b"``, ``"a[0]"`` and ``"a[*].b"``, which gives a
+            vector for each element; ``["$"]``, the whole value as one text, unless given. What is no text is embedded as JSON,
+            and a path that leads nowhere gives none.
         mode: ``"vector"`` (default): by the cosine of query and text. ``"hybrid"``: by meaning and by words (BM25), fused.
     """
 
@@ -39,10 +42,7 @@ class StoreIndex:
     """Which texts of an item are embedded, and their vectors.
 
     Args:
-        config: ``dims``: the dimension of vectors; may be left out with an embedder of AgentDB, which knows it. ``embed``: a
-            LangChain ``Embeddings``, a function of texts, sync or async, an embedder of AgentDB, the name of one such as
-            ``"local"``, or LangChain's ``"provider:model"``. ``fields``: paths of texts, ``["$"]`` unless given: the whole
-            value. ``mode``: see `StoreIndexConfig`.
+        config: see `StoreIndexConfig`.
 
     Raises:
         InvalidInputError: a key is unknown, missing or of a wrong type.

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.store.base import GetOp, ListNamespacesOp, PutOp, SearchOp
 from support.store_suite import DIMS, embed
 
@@ -323,3 +324,15 @@ def test_one_of_very_many(db, where):
     for wrong in (math.nan, 10**400, "\ud800", object(), datetime(2026, 1, 1, tzinfo=UTC)):
         with pytest.raises(InvalidInputError):
             store.search(("a",), filter={"v": {"$in": [1, wrong]}})
+
+
+# ------------------------------------------------------------------------------------------------------------ checkpointer
+
+
+def test_a_cursor_that_names_no_checkpoint_leaves_out_none(db):
+    saver = AgentDBSaver(db)
+    thread: Any = {"configurable": {"thread_id": "1", "checkpoint_ns": ""}}
+    stored = saver.put(thread, empty_checkpoint(), {"source": "loop", "step": 1}, {})
+    for before in ({}, {"configurable": {}}, {"configurable": {"thread_id": "1"}}):
+        assert [one.config for one in saver.list(thread, before=before)] == [stored]
+    assert list(saver.list(thread, before=stored)) == []

@@ -137,17 +137,29 @@ def to_node(
         metadata: as stored.
         vector: becomes the node's embedding.
     """
-    made = metadata.get(CONTENT_KEY)
-    if isinstance(made, str):
-        content = json.loads(made)
-        kind = _CLASSES.get(content.get("class_name", ""), Node if "text_resource" in content else TextNode)
-        if issubclass(kind, TextNode):
-            content["text"] = text or ""
-        elif text is not None and "text_resource" in content:
-            content["text_resource"]["text"] = text
-        node: BaseNode = kind.from_dict(content)
-    else:
+    node = _kept(row_id, text, metadata.get(CONTENT_KEY))
+    if node is None:
         node = TextNode(id_=row_id, text=text or "", metadata=dict(metadata))
     if vector is not None:
         node.embedding = vector.tolist()
     return node
+
+
+def _kept(row_id: str, text: str | None, made: object) -> BaseNode | None:
+    """Return the node that a row keeps as JSON; None if that is none, because others may have written anything there."""
+    if not isinstance(made, str):
+        return None
+    try:
+        content = json.loads(made)
+        if not isinstance(content, dict):
+            return None
+        content["id_"] = row_id
+        resource = content.get("text_resource")
+        kind = _CLASSES.get(str(content.get("class_name")), TextNode if resource is None else Node)
+        if issubclass(kind, TextNode):
+            content["text"] = text or ""
+        elif text is not None and isinstance(resource, dict):
+            resource["text"] = text
+        return kind.from_dict(content)
+    except ValueError:  # JSON's, and pydantic's
+        return None

@@ -247,7 +247,8 @@ class AgentDBVectorStore(Closing, BasePydanticVectorStore):
                                     ``hybrid_top_k`` nodes
         ``SEMANTIC_HYBRID``         what the reranker says of the best of ``HYBRID``
         ``MMR``                     of the vectors; chosen among the nearest, one by one, for nearness
-                                    (``mmr_threshold`` parts; None: 0.5) and for difference from all chosen before
+                                    (``mmr_threshold`` parts; None: 0.5) and for difference from all chosen before, both
+                                    by cosine, whatever the metric
         ==========================  =====================================================================================
 
         Args:

@@ -211,3 +211,32 @@ def test_an_empty_question_finds_nothing(db: Database) -> None:
         with retriever:
             assert retriever.retrieve("") == []
             assert asyncio.run(retriever.aretrieve("")) == []
+
+
+# --- rows of others -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content", ["no json", "5", "[]", "null", '{"metadata": "no dict"}', '{"text_resource": 5}', '{"class_name": []}']
+)
+def test_a_row_that_holds_no_node_is_a_text_node_and_spoils_no_query(db: Database, content: str) -> None:
+    with AgentDBVectorStore(db) as store:
+        store.add([node("a"), node("b")])
+        db.collection("llama_index").update(["b"], metadata=[{"_node_content": content, "k": 1}])
+        found = store.query(VectorStoreQuery(query_embedding=[1.0, 0.0, 0.0, 0.0], similarity_top_k=5))
+        assert found.nodes is not None
+        assert {(one.node_id, one.get_content()) for one in found.nodes} == {("a", "text of a"), ("b", "text of b")}
+        (other,) = store.get_nodes(["b"])
+        assert type(other) is TextNode
+
+
+def test_a_node_has_the_id_of_its_row(db: Database) -> None:
+    with AgentDBVectorStore(db) as store:
+        store.add([node("a", metadata={"k": 1})])
+        rows = db.collection("llama_index")
+        (row,) = rows.scan(include=("text", "metadata", "vectors"))
+        rows.upsert(["copy"], [row.vector], texts=["changed"], metadata=[row.metadata])
+        assert {(one.node_id, one.get_content()) for one in store.get_nodes()} == {
+            ("a", "text of a"),
+            ("copy", "changed"),
+        }

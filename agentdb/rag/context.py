@@ -49,7 +49,15 @@ def counter_of(tokenizer: object, embedder: Callable[[], Embedder]) -> CountToke
         if not isinstance(tokenizer, TokenCounter):
             raise InvalidInputError(f"embedder {tokenizer.name!r} counts no tokens: give a tokenizer=")
     if isinstance(tokenizer, TokenCounter):
-        return tokenizer.count_tokens
+        counter = tokenizer
+
+        def count_many(texts: Sequence[str]) -> list[int]:
+            counts = list(counter.count_tokens(texts))
+            if len(counts) != len(texts):
+                raise InvalidInputError(f"the tokenizer must count each of {len(texts)} texts, not {len(counts)}")
+            return [_size(one) for one in counts]
+
+        return count_many
     encode: Any = None
     for name in ("encode_ordinary", "encode"):  # tiktoken's second refuses what looks like its special tokens
         encode = getattr(tokenizer, name, None)
@@ -67,13 +75,24 @@ def counter_of(tokenizer: object, embedder: Callable[[], Embedder]) -> CountToke
         counts = []
         for text in texts:
             made = encode(text)
-            size = int(made) if isinstance(made, Integral) else len(made) if hasattr(made, "__len__") else -1
-            if isinstance(made, bool) or size < 0:
-                raise InvalidInputError(f"the tokenizer must return a number or tokens, not {type(made).__name__}")
-            counts.append(size)
+            counts.append(len(made) if hasattr(made, "__len__") and not isinstance(made, str) else _size(made))
         return counts
 
     return count
+
+
+def _size(made: object) -> int:
+    """Return a number of tokens.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    if not isinstance(made, Integral) or isinstance(made, bool) or made < 0:
+        shown = made if isinstance(made, Integral) and not isinstance(made, bool) else type(made).__name__
+        raise InvalidInputError(
+            f"the tokenizer must return a number of tokens of 0 or more, or the tokens, not {shown}"
+        )
+    return int(made)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -481,6 +482,29 @@ def test_tokenizers_of_all_kinds(db: agentdb.Database) -> None:
     assert counter_of(HashingEmbedder(), HashingEmbedder)(["a b c"]) == [3]
     assert counter_of(None, HashingEmbedder)(["a b c"]) == [3]
     assert counter_of(lambda text: np.int64(len(text)), HashingEmbedder)(["abcd"]) == [4]
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[], [1], [1, 2, 3], [-1, 2], [1.5, 2], [True, 2], ["1", 2], [None, 2], [float("nan"), 2]],
+    ids=str,
+)
+def test_a_tokenizer_that_does_not_count_is_named(counts: list[Any]) -> None:
+    class Wrong:
+        def count_tokens(self, texts: Any) -> list[Any]:
+            return counts
+
+    with pytest.raises(InvalidInputError, match="the tokenizer must"):
+        counter_of(Wrong(), HashingEmbedder)(["a", "b"])
+    if len(counts) == 2:
+        with pytest.raises(InvalidInputError, match="the tokenizer must"):
+            counter_of(lambda _: counts[0], HashingEmbedder)(["a"])
+
+
+def test_a_tokenizer_without_rhyme_or_reason_keeps_the_budget(db: agentdb.Database) -> None:
+    for count in (lambda text: 1_000 - len(text), lambda text: zlib.crc32(text.encode()) % 90, lambda _: 10**30):
+        made = db.documents.context("lighthouse", token_budget=50, tokenizer=count)
+        assert made.tokens == (count(made.text) if made.text else 0) <= 50
 
 
 # --- answers --------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 A short memory is read by the embedder once, behind the last words of the two before it in its session. Only its own tokens are
 kept, but they have seen what came before: "Yes, in May!" knows what it answers. Their mean is the memory's vector. A long memory
-speaks for itself: it is read alone, as far as the model reads, and has no token vectors.
+speaks for itself: it is read alone, in windows if it is longer than the model reads, and has no token vectors.
 
 Source: Khattab and Zaharia, "ColBERT", SIGIR 2020 (late interaction); Günther et al., "Late Chunking", 2024 (arXiv 2409.04701:
 pooling after the model has seen the surroundings). The projection is orthogonal and random, which keeps angles in expectation:
@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agentdb.embedding import Embedder, TokenCounter, TokenEmbedder, check_vectors, embed_texts
+from agentdb.embedding.windows import windows_of
 from agentdb.errors import IntegrityError
 
 __all__ = [
@@ -38,6 +39,8 @@ SHORT_WORDS = 100
 CONTEXT_WORDS = 40
 """The last words of each memory before it that are read along: most of what an answer refers to."""
 CONTEXT_MEMORIES = 2
+MOST_WINDOWS = 8
+"""Of a long memory, evenly spread: one vector says no more, and a file that was pasted must not hold up a write for seconds."""
 TOKEN_DIMENSION = 128
 """Token vectors are projected to so many numbers of one byte; see docs/decisions/016 for what that costs."""
 
@@ -175,7 +178,7 @@ class Encoder:
         if self.has_tokens:
             in_context = self._encode_short(readings, in_context, found)
         rest = sorted(in_context + long)
-        vectors = _unit(embed_texts(self.embedder, [readings[i].own for i in rest], "document")).astype("<f2")
+        vectors = _unit(self._embed_whole([readings[i].own for i in rest])).astype("<f2")
         for i, vector in zip(rest, vectors, strict=True):
             found[i] = Encoded(vector.tobytes(), None)
         return [one for one in found if one is not None]
@@ -209,6 +212,15 @@ class Encoder:
         for at, its in tokens.items():
             found[chosen[at]] = Encoded(means[at].astype("<f2").tobytes(), its)
         return [i for i in chosen if found[i] is None]
+
+    def _embed_whole(self, texts: Sequence[str]) -> Matrix:
+        """Return `[n, D]`, of a text that is longer than the embedder reads the mean of its windows."""
+        if not isinstance(self.embedder, TokenCounter):
+            return embed_texts(self.embedder, texts, "document")
+        windows = windows_of(
+            texts, [0] * len(texts), self.embedder.max_tokens, self.embedder.count_tokens, most=MOST_WINDOWS
+        )
+        return windows.pooled(embed_texts(self.embedder, windows.texts, "document"))
 
     def encode_queries(self, queries: Sequence[str]) -> list[QueryVectors]:
         """Return queries as they are compared, read in one batch."""

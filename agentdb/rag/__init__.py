@@ -10,7 +10,6 @@
 ``tables``     how documents lie in tables
 ``parsing``    from the bytes of a file to its text with structure
 ``chunking``   from a text with structure to stretches that fit an embedder
-``windows``    vectors of passages longer than an embedder reads
 ``images``     pictures of documents: described, embedded, kept
 =============  =========================================================================
 """

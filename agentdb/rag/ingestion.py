@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from agentdb.embedding import Embedder, embed_texts, is_embedder
+from agentdb.embedding.windows import windows_of
 from agentdb.errors import AgentDBError, InvalidInputError, MissingDependencyError
 from agentdb.filters import encode_json
 from agentdb.rag.chunking import Chunk, Chunker
@@ -43,7 +44,6 @@ from agentdb.rag.records import (
 )
 from agentdb.rag.sources import Candidate, Content, Folder, Stamp, UnreadableError, is_gone, read
 from agentdb.rag.tables import DocumentTables, chunk_id, row_ids, text_rows
-from agentdb.rag.windows import windows_of
 from agentdb.types import OnProgress, Progress, Row
 from agentdb.vectors.collection import Collection
 
@@ -66,6 +66,8 @@ _TICK_S = 0.2
 _LEAD_CHARS = 160
 LEAD_TOKENS = 32
 """Room that chunks leave for what stands before them."""
+_NAME_CHARS = 2_000
+"""Of a title or heading, at most: every chunk repeats it, so that a file of one long line is not stored a thousand times."""
 _FORMAT = 1
 """Of what is stored of a document; another one is another setup."""
 
@@ -524,7 +526,7 @@ def _prepare(candidate: Candidate, content: Content, digest: str, collection: st
     for name, one in (("text", text), ("title", parsed.title or ""), ("media type", parsed.media_type)):
         if not is_storable(one):
             raise InvalidInputError(f"its {name} holds a lone surrogate, which UTF-8 cannot store")
-    title = (given.title if given is not None else None) or parsed.title or _file_name(candidate)
+    title = (given.title if given is not None else None) or (parsed.title or "")[:_NAME_CHARS] or _file_name(candidate)
     # What a file says of itself gives way to what the caller says of it.
     found = {name: value for name, value in parsed.metadata.items() if name not in RESERVED and value is not None}
     metadata = check_document_metadata({**found, **setup.metadata_of(candidate)}, "metadata")
@@ -598,10 +600,13 @@ def _checked(chunks: Iterable[Chunk], text: str) -> list[Chunk]:
             raise InvalidInputError(f"chunk {number} does not lie in the text of {len(text)} characters")
         if parent is not None and not 0 <= parent[0] <= start < end <= parent[1] <= len(text):
             raise InvalidInputError(f"chunk {number} does not lie in its parent, or that one not in the text")
-        if not all(isinstance(name, str) and is_storable(name) for name in one.heading_path):
+        if not all(isinstance(name, str) for name in one.heading_path):
+            raise InvalidInputError(f"chunk {number} has a heading that is no str")
+        headings = tuple(name[:_NAME_CHARS] for name in one.heading_path)
+        if not all(map(is_storable, headings)):
             raise InvalidInputError(f"chunk {number} has a heading that is no text that UTF-8 can store")
         page = None if one.page is None else index(one.page)
-        found.append(Chunk(start, end, page, tuple(one.heading_path), parent))
+        found.append(Chunk(start, end, page, headings, parent))
     return found
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import agentdb
-from agentdb.rag.windows import windows_of
+from agentdb.embedding.windows import windows_of
 from agentdb_embedders import HashingEmbedder
 
 
@@ -59,6 +59,14 @@ def test_a_passage_without_spaces_is_divided_too() -> None:
     assert "".join(windows.texts) == "x" * 1_000
     assert max(windows.tokens) <= 64
     assert windows_of([], [], 64, words).pooled(np.empty((0, 3), np.float32)).shape == (0, 3)
+
+
+def test_windows_that_are_too_few_are_spread_over_the_text() -> None:
+    text = " ".join(f"w{i}" for i in range(1_000))
+    windows = windows_of([text, "short"], [0, 0], 20, words, most=4)
+    assert windows.owners.tolist() == [0, 0, 0, 0, 1]
+    assert "".join(windows.texts[:4]) == text
+    assert windows.tokens[:4].max() <= 1.2 * windows.tokens[:4].min()
 
 
 def test_windows_are_pooled_by_direction_and_length() -> None:

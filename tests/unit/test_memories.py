@@ -546,6 +546,27 @@ def test_a_memory_is_found_by_its_neighbours_words(memories: AgentMemories) -> N
     assert all("June" not in one.memory.text for one in found if one.signals["words"] > 0)
 
 
+class Narrow(HashingEmbedder):
+    """Reads no more than ten words of a text, as a small model would."""
+
+    max_tokens = 10
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
+    def embed(self, texts: Sequence[str], kind: Any = "document") -> Any:
+        return super().embed([" ".join(text.split()[:10]) for text in texts], kind)
+
+
+def test_the_end_of_a_long_memory_has_its_part_in_the_vector(db_path: Path) -> None:
+    with agentdb.open(db_path, embedder=Narrow(), config=Config(maintenance=False)) as db:
+        for name in ("lisbon", "porto", "faro"):
+            db.memories.remember(" ".join(["walking"] * 60 + [name] * 60), agent_id="a")
+        weights = RecallWeights(**{one: float(one == "meaning") for one in RecallWeights.__dataclass_fields__})
+        found = db.memories.recall("porto", agent_id="a", k=1, weights=weights)
+        assert found[0].memory.text.endswith("porto")
+
+
 def test_time(memories: AgentMemories, clock: Clock) -> None:
     lisbon = memories.remember("I live in Lisbon.", agent_id="a", valid_from=START, valid_to=START + timedelta(days=10))
     porto = memories.remember("I live in Porto.", agent_id="a", valid_from=START + timedelta(days=10))

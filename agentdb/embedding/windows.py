@@ -1,8 +1,8 @@
-"""Vectors of passages that are longer than an embedder reads.
+"""Vectors of passages and memories that are longer than an embedder reads.
 
-How long a passage should be is a matter of what is found by it; how much a small model reads at once is another one. A passage that
-does not fit is read in windows of about equal length, each behind the words that stand before the passage, and its vector is the
-mean of theirs: docs/decisions/018 has what that is worth.
+How long a passage should be is a matter of what is found by it; how much a small model reads at once is another one. A text that
+does not fit is read in windows of about equal length, each behind the words that stand before the text, and its vector is the
+mean of theirs: docs/decisions/016 and 018 have what that is worth.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ __all__ = ["Windows", "windows_of"]
 Count = Callable[[Sequence[str]], list[int]]
 
 _MOST_WINDOWS = 256
-"""Of one passage; what is beyond the last one's reach the embedder cuts off."""
 _SPACE = re.compile(r"\s+")
 _END = re.compile(r"[.!?:;][\"')\]]*\s|\n")
 
@@ -59,7 +58,9 @@ class Windows:
         return pooled
 
 
-def windows_of(texts: Sequence[str], leads: Sequence[int], max_tokens: int, count_tokens: Count) -> Windows:
+def windows_of(
+    texts: Sequence[str], leads: Sequence[int], max_tokens: int, count_tokens: Count, *, most: int = _MOST_WINDOWS
+) -> Windows:
     """Return the passages in windows that an embedder reads whole.
 
     Args:
@@ -67,6 +68,7 @@ def windows_of(texts: Sequence[str], leads: Sequence[int], max_tokens: int, coun
         leads: how many characters of each stand before every window of it.
         max_tokens: what the embedder reads.
         count_tokens: as the embedder counts, special tokens included.
+        most: windows of one passage, at least 2. If they are too few, each is longer than the embedder reads, and it cuts them all.
     """
     made: list[str] = []
     owners: list[int] = []
@@ -75,27 +77,31 @@ def windows_of(texts: Sequence[str], leads: Sequence[int], max_tokens: int, coun
         if count <= max_tokens:
             parts, counts = [text], [count]
         else:
-            parts, counts = _divided(text, lead, count, max_tokens, count_tokens)
+            parts, counts = _divided(text, lead, count, max_tokens, count_tokens, most)
         made += parts
         owners += [owner] * len(parts)
         tokens += [max(1, one) for one in counts]
     return Windows(made, np.array(owners, np.int64), np.array(tokens, np.int64))
 
 
-def _divided(text: str, lead: int, count: int, max_tokens: int, count_tokens: Count) -> tuple[list[str], list[int]]:
-    """Return the fewest windows of about equal length that all fit, and their tokens."""
+def _divided(
+    text: str, lead: int, count: int, max_tokens: int, count_tokens: Count, most: int
+) -> tuple[list[str], list[int]]:
+    """Return the fewest windows of about equal length that all fit, or the most, and their tokens."""
     head, body = text[:lead], text[lead:]
     of_head = count_tokens([head])[0] if head.strip() else 0
     if of_head > max_tokens // 2:
         head, of_head = "", 0  # it would leave no room
     number = max(2, -(-(count - of_head) // max(1, max_tokens - of_head)))
+    most = min(most, len(body))
+    number = min(number, most)
     while True:
         cuts = [0, *(_cut(body, place, number) for place in range(1, number)), len(body)]
         parts = [head + body[a:b] for a, b in pairwise(cuts) if body[a:b].strip()]
         counts = count_tokens(parts)
-        if max(counts) <= max_tokens or number >= min(_MOST_WINDOWS, len(body)):
+        if max(counts) <= max_tokens or number >= most:
             return parts, counts
-        number = min(_MOST_WINDOWS, len(body), number + max(1, number // 4))
+        number = min(most, number + max(1, number // 4))
 
 
 def _cut(body: str, place: int, number: int) -> int:

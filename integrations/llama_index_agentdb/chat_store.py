@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -75,7 +76,8 @@ class _Chats:
         return int(head["active"] + head["archived"] if status is None else head[status])
 
     def oldest(self, chat: str, status: Status | None, limit: int | None) -> list[Row]:
-        return list(self.messages.scan(self._where(chat, status), order_by=["chat", "number"], limit=limit))
+        most = None if limit is None else min(limit, sys.maxsize)
+        return list(self.messages.scan(self._where(chat, status), order_by=["chat", "number"], limit=most))
 
     def read(self, chat: str, status: Status | None, limit: int | None, offset: int) -> list[ChatMessage]:
         rows = self.oldest(chat, status, None if limit is None else limit + offset)

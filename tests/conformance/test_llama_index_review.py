@@ -6,11 +6,13 @@ import asyncio
 import copy
 import os
 import pickle
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.schema import Document, NodeWithScore, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
@@ -240,3 +242,15 @@ def test_a_node_has_the_id_of_its_row(db: Database) -> None:
             ("a", "text of a"),
             ("copy", "changed"),
         }
+
+
+def test_any_number_of_messages_may_be_asked_for(db: Database) -> None:
+    async def life() -> None:
+        async with AgentDBChatStore(db) as chats:
+            await chats.add_messages("chat", [ChatMessage(str(i)) for i in range(3)])
+            found = await chats.get_messages("chat", limit=sys.maxsize, offset=1)
+            assert [one.content for one in found] == ["1", "2"]
+            assert await chats.get_messages("chat", limit=1, offset=2**64) == []
+            assert len(await chats.archive_oldest_messages("chat", 2**64)) == 3
+
+    asyncio.run(life())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self, TypeVar
 
 import pyarrow as pa
 from llama_index.core.base.llms.types import ChatMessage
@@ -45,6 +45,7 @@ CHATS = TableSchema(
     hot_only=True,
 )
 Status = Literal["active", "archived"]
+R = TypeVar("R")
 
 
 class _Chats:
@@ -170,6 +171,11 @@ class _OnChats(Closing, BaseModel):
         super().__init__(**own)
         self._connection = connection
 
+    def _reading(self, read: Callable[[_Chats], R], nothing: R) -> R:
+        """Return what is read; ``nothing`` where a read-only database has no chats yet."""
+        chats = self._connection.found()
+        return nothing if chats is None else read(chats)
+
     def __reduce__(self) -> tuple[type[Self], tuple[str]]:
         return type(self), (self.db_or_path,)
 
@@ -218,12 +224,14 @@ class AgentDBChatStore(_OnChats, AsyncDBChatStore):
         for name, value in (("limit", limit), ("offset", offset)):
             if value is not None and (type(value) is not int or value < 0):
                 raise InvalidInputError(f"{name} must be an int of 0 or more, or None")
-        return await self._connection.run("read", lambda: self._connection().read(key, wanted, limit, offset or 0))
+        return await self._connection.run(
+            "read", lambda: self._reading(lambda chats: chats.read(key, wanted, limit, offset or 0), [])
+        )
 
     async def count_messages(self, key: str, status: MessageStatus | None = MessageStatus.ACTIVE) -> int:
         """Return how many messages of a status a chat has; of None: of both."""
         wanted = _status(status)
-        return await self._connection.run("read", lambda: self._connection().count(key, wanted))
+        return await self._connection.run("read", lambda: self._reading(lambda chats: chats.count(key, wanted), 0))
 
     async def add_message(self, key: str, message: ChatMessage, status: MessageStatus = MessageStatus.ACTIVE) -> None:
         """Add a message behind all others of its chat.
@@ -296,7 +304,7 @@ class AgentDBChatStore(_OnChats, AsyncDBChatStore):
 
     async def get_keys(self) -> list[str]:
         """Return the keys of all chats that have messages, sorted."""
-        return await self._connection.run("read", lambda: self._connection().names())
+        return await self._connection.run("read", lambda: self._reading(_Chats.names, []))
 
 
 class AgentDBLegacyChatStore(_OnChats, BaseChatStore):
@@ -329,7 +337,7 @@ class AgentDBLegacyChatStore(_OnChats, BaseChatStore):
 
     def get_messages(self, key: str) -> list[ChatMessage]:
         """Return all messages of a chat, oldest first."""
-        return self._connection().read(key, None, None, 0)
+        return self._reading(lambda chats: chats.read(key, None, None, 0), [])
 
     async def aget_messages(self, key: str) -> list[ChatMessage]:
         """Do what `get_messages` does, without blocking the event loop."""
@@ -373,7 +381,7 @@ class AgentDBLegacyChatStore(_OnChats, BaseChatStore):
 
     def get_keys(self) -> list[str]:
         """Return the keys of all chats that have messages, sorted."""
-        return self._connection().names()
+        return self._reading(_Chats.names, [])
 
     async def aget_keys(self) -> list[str]:
         """Do what `get_keys` does, without blocking the event loop."""

@@ -116,7 +116,8 @@ class AgentDBKVStore(Closing, BaseKVStore):
 
     def get(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
         """Return the value of a key, or None."""
-        row = self._connection().table.get((collection, key))
+        pairs = self._connection.found()
+        row = None if pairs is None else pairs.table.get((collection, key))
         return None if row is None else decode(row["value"])
 
     async def aget(self, key: str, collection: str = DEFAULT_COLLECTION) -> dict[str, Any] | None:
@@ -126,7 +127,8 @@ class AgentDBKVStore(Closing, BaseKVStore):
     def get_many(self, keys: Iterable[str], collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
         """Return the values of those keys that have one, in the order given; of one state, and far faster than one by one."""
         wanted = list(dict.fromkeys(keys))
-        rows = self._connection().table.get_many([(collection, key) for key in wanted]) if wanted else []
+        pairs = self._connection.found() if wanted else None
+        rows = [None] * len(wanted) if pairs is None else pairs.table.get_many([(collection, key) for key in wanted])
         return {key: decode(row["value"]) for key, row in zip(wanted, rows, strict=True) if row is not None}
 
     async def aget_many(self, keys: Iterable[str], collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
@@ -135,7 +137,10 @@ class AgentDBKVStore(Closing, BaseKVStore):
 
     def get_all(self, collection: str = DEFAULT_COLLECTION) -> dict[str, dict[str, Any]]:
         """Return all values of a collection by key, in the order of keys; of one state."""
-        rows = self._connection().table.scan(
+        pairs = self._connection.found()
+        if pairs is None:
+            return {}
+        rows = pairs.table.scan(
             field("collection") == collection, order_by=["collection", "key"], columns=["key", "value"]
         )
         return {row["key"]: decode(row["value"]) for row in rows}

@@ -46,7 +46,7 @@ from llama_index.core.storage.kvstore import SimpleKVStore
 from sqlalchemy.exc import IntegrityError
 
 import agentdb
-from agentdb import ClosedError, Config, InvalidInputError
+from agentdb import AccessDeniedError, ClosedError, Config, InvalidInputError
 from llama_index_agentdb import (
     AgentDBChatStore,
     AgentDBDocumentStore,
@@ -1421,3 +1421,26 @@ def test_what_a_killed_process_has_stored_is_there_whole(db_path: Path, delay_s:
             assert found == [str(i) for i in range(len(found))]
             assert len(found) % 2 == 0
             assert len(found) >= 2 * (done + 1)
+
+
+def test_a_read_only_database_without_tables_is_empty_to_readers_and_closed_to_writers(db_path: Path) -> None:
+    agentdb.open(db_path).close()
+
+    async def read(chats: AgentDBChatStore) -> list[Any]:
+        return [await chats.get_messages("c"), await chats.count_messages("c"), await chats.get_keys()]
+
+    with agentdb.open(db_path, read_only=True) as db:
+        pairs, chats, legacy = AgentDBKVStore(db), AgentDBChatStore(db), AgentDBLegacyChatStore(db)
+        assert pairs.get("k") is None
+        assert pairs.get_many(["k", "l"]) == pairs.get_all() == {}
+        assert asyncio.run(read(chats)) == [[], 0, []]
+        assert legacy.get_messages("c") == legacy.get_keys() == []
+        message = ChatMessage("x")
+        for write in (
+            lambda: pairs.put("k", {}),
+            lambda: pairs.delete("k"),
+            lambda: asyncio.run(chats.add_message("c", message)),
+            lambda: legacy.set_messages("c", [message]),
+        ):
+            with pytest.raises(AccessDeniedError):
+                write()

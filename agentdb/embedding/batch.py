@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from agentdb.embedding.port import check_texts
 from agentdb.embedding.wordpiece import WordTable
 from agentdb.errors import InvalidInputError, MissingDependencyError
 from agentdb.types import OnProgress, Progress
@@ -69,7 +70,7 @@ class BatchEncoder:
     or maximum pooling, and vectors come back once per several thousand texts. Calls from several threads take turns.
 
     Args:
-        model: a loaded model; it is not changed. On a GPU a copy in ``dtype`` is made.
+        model: a loaded model; it is not changed. If it is elsewhere, or not in ``dtype``, a copy of it is made.
         device: where to compute; None is where the model is.
         dtype: "float16", "bfloat16" or "float32"; None is float16 on a GPU and float32 elsewhere. On a CPU with matrix
             units for it (AMX), "bfloat16" is several times faster and still within 1e-3.
@@ -112,7 +113,8 @@ class BatchEncoder:
         self._window_texts = _CUDA_WINDOW_TEXTS if is_cuda else _CPU_WINDOW_TEXTS
         self._threads = threads
         self._lock = threading.Lock()
-        is_same = self._device == model.device and self._dtype == self._torch.float32
+        is_same = self._device == model.device and not model.training
+        is_same &= all(one.dtype == self._dtype for one in model.parameters() if one.is_floating_point())
         self._model: Any = model if is_same else copy.deepcopy(model).to(self._device, self._dtype)
         self._model.eval()
         self._tokenizer = _Tokenizer(model)
@@ -141,10 +143,11 @@ class BatchEncoder:
             is_cancelled: asked before every batch.
 
         Raises:
-            InvalidInputError: a text is no string.
+            InvalidInputError: a text is no string, or cannot be encoded.
             concurrent.futures.CancelledError: ``is_cancelled`` said so; nothing is returned.
         """
         torch = self._torch
+        check_texts(texts)
         if not texts:
             return np.empty((0, self._dimension()), np.float32)
         result: npt.NDArray[np.float32] | None = None
@@ -178,6 +181,7 @@ class BatchEncoder:
         is_cancelled: Callable[[], bool] | None = None,
     ) -> Any:
         """Return `[N, D]` float32 as a tensor of the device, to be put into a `DeviceIndex`; see `encode`."""
+        check_texts(texts)
         if not texts:
             return self._torch.empty((0, self._dimension()), device=self._device)
         with self._lock:
@@ -197,6 +201,7 @@ class BatchEncoder:
         The tokens are those that reach the model: cut to its limit, the prompt's and special ones included, no padding.
         The vectors are the transformer's, before pooling and whatever follows it.
         """
+        check_texts(texts)
         found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]] = [_NO_TOKENS] * len(texts)
         with self._lock:
             for window, begin, end, part in self._parts(texts, prompt, on_progress, is_cancelled, is_pooled=False):

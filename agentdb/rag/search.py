@@ -356,13 +356,14 @@ class PassageFinder:
 
     def _around(self, chunks: Sequence[Chunk], neighbors: int) -> dict[str, tuple[int, int]]:
         """Return for each chunk, by its id, the span that it has together with its neighbours."""
+        # Each chunk is looked up once more itself: one whose document is gone meanwhile would seem to have no neighbours.
         wanted = {
-            chunk_id(one.passage.document_id, one.number + step): one
+            chunk_id(one.passage.document_id, one.number + step)
             for one in chunks
             for step in range(-neighbors, neighbors + 1)
-            if step and one.number + step >= 0
+            if one.number + step >= 0
         }
-        rows = self._collection.get_many(list(wanted), include=("metadata",)) if wanted else []
+        rows = self._collection.get_many(sorted(wanted), include=("metadata",)) if wanted else []
         spans = {}
         for row in rows:
             if row is not None:
@@ -373,11 +374,12 @@ class PassageFinder:
             passage = one.passage
             start, end = passage.start, passage.end
             for step in range(-neighbors, neighbors + 1):
-                beside = spans.get(chunk_id(passage.document_id, one.number + step)) if step else None
-                if beside is not None:
-                    if beside[0] != passage.revision:
-                        raise _ReplacedError
-                    start, end = min(start, beside[1]), max(end, beside[2])
+                beside = spans.get(chunk_id(passage.document_id, one.number + step))
+                if beside is None and step:
+                    continue
+                if beside is None or beside[0] != passage.revision:
+                    raise _ReplacedError
+                start, end = min(start, beside[1]), max(end, beside[2])
             found[passage.id] = start, end
         return found
 

@@ -370,6 +370,22 @@ def test_a_chunk_that_cannot_be_stored_is_the_failure_of_its_document(db: agentd
     assert (found.text, found.page, found.heading_path, found.matched) == ("xyz", 3, ("H",), (0, 2))
 
 
+def test_a_name_of_a_megabyte_is_not_stored_with_every_chunk(db: agentdb.Database) -> None:
+    words = " ".join(f"word{number}" for number in range(3_000))
+    long = "n" * 1_000_000
+    report = db.documents.ingest(
+        [("a.md", f"# {long}\n\n{words}"), ("b.html", f"<title>{long}</title><h2>{long}</h2><p>{words}</p>")]
+    )
+    assert not report.failed
+    for document in db.documents.list():
+        assert document.title == long[:2_000]
+    for one in db.documents.search("word2999", 10, deduplicate=False):
+        assert max(map(len, one.heading_path)) <= 2_000
+        assert db.documents.text(one.document_id)[one.start : one.end] == one.text
+    # The text itself is kept whole.
+    assert all(long in db.documents.text(one.id) for one in db.documents.list())
+
+
 def test_splitters_of_others(db: agentdb.Database) -> None:
     langchain = pytest.importorskip("langchain_text_splitters")
     text = "\n\n".join(f"Paragraph {i} speaks of harbour {i}, and of nothing else." for i in range(40))

@@ -231,6 +231,39 @@ def test_a_collection_that_is_dropped_meanwhile_has_nothing(db: agentdb.Database
     db.documents.drop("short")
 
 
+@pytest.mark.parametrize("how", ["delete", "erase", "replace", "drop"])
+def test_what_goes_between_two_steps_of_a_search_is_not_half_returned(db_path: Path, how: str) -> None:
+    with agentdb.open(db_path, embedder=HashingEmbedder()) as db:
+        long = "The lighthouse turns. " * 400
+        db.documents.ingest([(name, f"# {name}\n\n{long}") for name in ("a.md", "b.md")])
+        doomed = next(one for one in db.documents.list() if one.source == "a.md")
+        goes = {
+            "delete": lambda: db.documents.delete(doomed.id),
+            "erase": lambda: db.documents.erase(doomed.id),
+            "replace": lambda: db.documents.ingest([("a.md", "It is dark.")]),
+            "drop": lambda: db.documents.drop("documents"),
+        }
+        goes_on = {"delete": {"b.md"}, "erase": {"b.md"}, "replace": {"a.md", "b.md"}, "drop": set()}
+        asked: list[int] = []
+
+        def rerank(_: str, texts: Sequence[str]) -> np.ndarray:
+            if not asked:
+                goes[how]()
+            asked.append(len(texts))
+            return np.arange(len(texts), dtype=float)
+
+        for look in (
+            lambda: db.documents.search("lighthouse", rerank=rerank, expand_neighbors=1),
+            lambda: db.documents.context("lighthouse", token_budget=9_000, rerank=rerank, expand_neighbors=1).citations,
+        ):
+            asked.clear()
+            found = look()
+            assert {one.source for one in found} == goes_on[how]
+            for one in found:
+                assert db.documents.text(one.document_id)[one.start : one.end] == one.text
+            db.documents.ingest([(name, f"# {name}\n\n{long}") for name in ("a.md", "b.md")])
+
+
 def test_diversity_of_sources(db: agentdb.Database) -> None:
     found = db.documents.search("Baltic sea fact waves", 8, per_source=1)
     assert len({one.source for one in found}) == len(found) == 8

@@ -251,10 +251,15 @@ class DeviceIndex:
             ids: `[N]`, each once.
             alpha: one factor or `[N]`.
             beta: one summand or `[N]`.
+
+        Raises:
+            InvalidInputError: an id repeats, or a value is not finite. Nothing changes.
         """
         from agentdb.kernels import torch_ops
 
         wanted = _ids(ids, "ids")
+        if len(_distinct(wanted)) != len(wanted):
+            raise InvalidInputError("ids must differ from each other")
         factors = _numbers(alpha, len(wanted), "alpha")
         summands = _numbers(beta, len(wanted), "beta")
         with self._lock:
@@ -311,6 +316,7 @@ class DeviceIndex:
             InvalidInputError: an argument cannot be accepted.
         """
         given = self._check_queries(queries, k)
+        self._check_where(where or {})
         allowed = None
         if among is None:
             state = self._state
@@ -376,9 +382,6 @@ class DeviceIndex:
         torch = self._torch
         from agentdb.kernels import torch_ops
 
-        unknown = set(where) - set(self._attribute_names)
-        if unknown:
-            raise InvalidInputError(f"no attribute named {', '.join(sorted(unknown))}")
         mask = None
         if allowed is not None:
             mask = np.zeros(view.n_slabs * self._slab_rows, bool)
@@ -476,6 +479,14 @@ class DeviceIndex:
         # A tensor of a GPU is checked with the answer: to look at it here would stop the pipeline.
         is_remote = isinstance(queries, self._torch.Tensor) and queries.is_cuda
         return self._check_rows(queries, len(queries), peek=not is_remote).to(self.device)
+
+    def _check_where(self, where: Mapping[str, tuple[int, int]]) -> None:
+        unknown = set(where) - set(self._attribute_names)
+        if unknown:
+            raise InvalidInputError(f"no attribute named {', '.join(sorted(unknown))}")
+        for name, bounds in where.items():
+            if _ids(bounds, f"where[{name!r}]").shape != (2,):
+                raise InvalidInputError(f"where[{name!r}] must be the least and the largest value, not {bounds!r}")
 
     def _check_attributes(self, attributes: Mapping[str, Any] | None, count: int) -> dict[str, Ids]:
         given = attributes or {}

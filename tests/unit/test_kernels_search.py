@@ -1,5 +1,6 @@
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pyarrow as pa
@@ -191,6 +192,26 @@ def test_put_replaces_and_weights_change():
     assert index.search([[0.0, 0, 1, 0]], 1).scores[0, 0] == 3
     assert index.set_weights([1, 9], alpha=0.5, beta=[1.0, 0.0]) == 1
     assert index.search([[0.0, 0, 1, 0]], 2).scores[0].tolist() == [2.5, 0]
+    for ids, alpha in (([1, 1], 2.0), ([1, 2], [1.0, np.inf]), ([1], [1.0, 2.0])):
+        with pytest.raises(InvalidInputError):
+            index.set_weights(ids, alpha=alpha, beta=0.0)
+    assert index.search([[0.0, 0, 1, 0]], 2).scores[0].tolist() == [2.5, 0]
+
+
+def test_memory_is_given_back_with_the_last_reader():
+    index = DeviceIndex(8, budget_bytes=1 << 20)
+    index.put(np.arange(300), np.ones((300, 8), np.float32), owners=np.arange(300) % 3)
+    index.search(np.ones((1, 8), np.float32), 3)
+    slab, state = weakref.ref(index._slabs[0].high), index._state
+    index.compact()
+    assert slab() is not None, "a reader still has it"
+    del state
+    assert slab() is None
+    gone = weakref.ref(index)
+    slab = weakref.ref(index._slabs[0].high)
+    del index
+    assert gone() is None
+    assert slab() is None
 
 
 def test_compaction_keeps_rows_ids_owners_and_weights():
@@ -229,8 +250,11 @@ def test_filters_by_id_and_by_attribute():
             live &= (column >= least) & (column <= most)
         found = index.search(query, 5, among=among, where=where)
         np.testing.assert_array_equal(found.ids, reference.topk(query, rows, 5, "cosine", live=live)[1])
-    with pytest.raises(InvalidInputError):
-        index.search(query, 5, where={"nothing": (0, 1)})
+    empty = DeviceIndex(12, attributes=("at", "type"))
+    for where in ({"nothing": (0, 1)}, {"at": (0, 2**64)}, {"at": (0.5, 1)}, {"at": (1, 2, 3)}, {"at": 1}):
+        for one in (index, empty):
+            with pytest.raises(InvalidInputError):
+                one.search(query, 5, where=where)
 
 
 def test_arrow_is_taken_as_it_is():

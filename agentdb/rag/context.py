@@ -87,11 +87,10 @@ def _size(made: object) -> int:
     Raises:
         InvalidInputError: it is none.
     """
-    if not isinstance(made, Integral) or isinstance(made, bool) or made < 0:
-        shown = made if isinstance(made, Integral) and not isinstance(made, bool) else type(made).__name__
-        raise InvalidInputError(
-            f"the tokenizer must return a number of tokens of 0 or more, or the tokens, not {shown}"
-        )
+    if isinstance(made, bool) or not isinstance(made, Integral):
+        raise InvalidInputError(f"the tokenizer must return a number of tokens, or tokens, not {type(made).__name__}")
+    if int(made) < 0:
+        raise InvalidInputError(f"the tokenizer must return a number of tokens of 0 or more, not {int(made)}")
     return int(made)
 
 

@@ -52,6 +52,7 @@ peer = pytest.importorskip(
 peer_store = pytest.importorskip(
     "langgraph.store.sqlite", reason="the peer langgraph-checkpoint-sqlite is not installed"
 )
+peer_aio = pytest.importorskip("langgraph.checkpoint.sqlite.aio", reason="the peer's aiosqlite is not installed")
 
 QUIET = Config(maintenance=False)
 
@@ -199,6 +200,10 @@ def test_pain_6_async(tmp_path, db):
         with pytest.raises(NotImplementedError):
             await theirs.aget(("a",), "k")
         theirs.conn.close()
+        async with peer_aio.AsyncSqliteSaver.from_conn_string(str(tmp_path / "aio.sqlite")) as asynchronous:
+            await asynchronous.setup()
+            with pytest.raises(asyncio.InvalidStateError):  # its put is not even refused: it waits for its own loop
+                asynchronous.get_tuple(place("thread"))
 
     async def real() -> None:
         saver, store = AgentDBSaver(db), AgentDBStore(db)
@@ -223,7 +228,7 @@ def test_pain_6_async(tmp_path, db):
         free.set()
         await writing
         holder.join()
-        # Sync calls inside the loop deadlock in AsyncSqliteSaver, or are refused; here they work.
+        # Sync calls inside the loop work.
         grow(saver, "thread", 1)
         assert store.get(("a",), "k").value == {"v": 1}
         assert (await saver.aget_tuple(place("thread"))) is not None

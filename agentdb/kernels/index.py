@@ -105,11 +105,13 @@ class DeviceIndex:
         slab_rows: int = _SLAB_ROWS,
         prefer: Backend | None = None,
     ) -> None:
-        if dimension < 1:
-            raise InvalidInputError(f"dimension must be at least 1, not {dimension}")
+        dimension = _whole(dimension, "dimension", 1)
+        slab_rows = _whole(slab_rows, "slab_rows", 128)
+        if budget_bytes is not None:
+            budget_bytes = _whole(budget_bytes, "budget_bytes", 1)
         if metric not in METRICS:
             raise InvalidInputError(f"metric must be 'cosine', 'l2' or 'dot', not {metric!r}")
-        if slab_rows < 128 or slab_rows % 128:
+        if slab_rows % 128:
             raise InvalidInputError(f"slab_rows must be a multiple of 128, not {slab_rows}")
         self._torch = require_torch()
         self.dimension = dimension
@@ -189,7 +191,10 @@ class DeviceIndex:
         if count and (in_order[0] < 0 or bool((in_order[1:] == in_order[:-1]).any())):
             raise InvalidInputError("ids must be at least 0 and differ from each other")
         rows = self._check_rows(vectors, count)
-        new_owners = np.broadcast_to(_integers(owners, "owners"), (count,)).astype(np.int64)
+        new_owners = _integers(owners, "owners")
+        if np.ndim(owners) and new_owners.shape != (count,):
+            raise InvalidInputError(f"owners must be one integer or {count}, not {list(new_owners.shape)}")
+        new_owners = np.broadcast_to(new_owners.ravel(), (count,)).copy()
         columns = self._check_attributes(attributes, count)
         factors = None if alpha is None else _numbers(alpha, count, "alpha")
         summands = None if beta is None else _numbers(beta, count, "beta")
@@ -474,8 +479,10 @@ class DeviceIndex:
         return vectors
 
     def _check_queries(self, queries: Any, k: int) -> Any:
-        if not 1 <= k <= _MAX_K:
+        if _whole(k, "k", 1) > _MAX_K:
             raise InvalidInputError(f"k must be 1 to {_MAX_K}, not {k}")
+        if not hasattr(queries, "__len__"):
+            raise InvalidInputError(f"queries must be [Q, {self.dimension}], not {type(queries).__name__}")
         # A tensor of a GPU is checked with the answer: to look at it here would stop the pipeline.
         is_remote = isinstance(queries, self._torch.Tensor) and queries.is_cuda
         return self._check_rows(queries, len(queries), peek=not is_remote).to(self.device)
@@ -880,9 +887,18 @@ def _ids(values: Any, name: str) -> Ids:
     return array
 
 
+def _whole(value: Any, name: str, least: int) -> int:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+        raise InvalidInputError(f"{name} must be an integer of at least {least}, not {value!r}")
+    return int(value)
+
+
 def _numbers(values: Any, count: int, name: str) -> npt.NDArray[np.float32]:
+    given = np.asarray(values)
+    if given.dtype.kind not in "fiu":
+        raise InvalidInputError(f"{name} must be real numbers, not {given.dtype.name}")
     with np.errstate(over="ignore"):  # infinite then, which is refused below
-        array = np.asarray(values, np.float32)
+        array = given.astype(np.float32)
     if array.ndim > 1 or (array.ndim == 1 and len(array) != count):
         raise InvalidInputError(f"{name} must be one number or {count}")
     if not np.isfinite(array).all():

@@ -31,8 +31,13 @@ def _ops(operation: str, device: Any, prefer: Backend | None) -> Any:
 def _matrix(values: Any, name: str, axes: int, device: Any) -> Any:
     torch = require_torch()
     if isinstance(values, torch.Tensor):
+        if values.is_complex():
+            raise InvalidInputError(f"{name} must be real numbers, not {values.dtype}")
         tensor = values.detach()
     else:
+        values = np.asarray(values)
+        if values.dtype.kind not in "fiu":
+            raise InvalidInputError(f"{name} must be real numbers, not {values.dtype.name}")
         with np.errstate(over="ignore"):  # infinite then, which is refused below
             array = np.ascontiguousarray(values, np.float32)
         tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
@@ -96,7 +101,10 @@ def maxsim(
     asked, known = _matrix(queries, "queries", 3, device), _matrix(tokens, "tokens", 2, device)
     if asked.shape[2] != known.shape[1]:
         raise InvalidInputError(f"queries have {asked.shape[2]} dimensions, tokens {known.shape[1]}")
-    ends = np.asarray(offsets, np.int64)
+    ends = np.asarray(offsets)
+    if ends.ndim != 1 or ends.dtype.kind not in "iu":
+        raise InvalidInputError(f"offsets must be integers of one axis, not {ends.dtype.name} {list(ends.shape)}")
+    ends = ends.astype(np.int64)
     if len(ends) < 1 or ends[0] != 0 or ends[-1] != len(known) or (np.diff(ends) < 0).any():
         raise InvalidInputError("offsets must rise from 0 to the number of tokens")
     if len(ends) == 1 or not len(asked):

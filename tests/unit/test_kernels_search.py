@@ -545,6 +545,45 @@ def test_factors_that_only_float64_can_apply_to_small_rows_count():
     np.testing.assert_array_equal(index.search(rows[:2], 5).ids, want[1])
 
 
+@pytest.mark.parametrize(
+    "options", [{"dimension": 2.5}, {"dimension": 0}, {"slab_rows": 100}, {"slab_rows": 130}, {"budget_bytes": -1}]
+)
+def test_an_index_that_cannot_be_is_refused(options):
+    with pytest.raises(InvalidInputError):
+        DeviceIndex(**{"dimension": 3} | options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"owners": np.arange(3)}, {"owners": [[1, 2]]}, {"alpha": "a"}, {"alpha": [[1.0, 2.0]]}, {"beta": 1e300}],
+)
+def test_owners_and_weights_that_do_not_fit_are_refused(options):
+    index = DeviceIndex(3)
+    with pytest.raises(InvalidInputError):
+        index.put([1, 2], np.ones((2, 3)), **options)
+    assert len(index) == 0
+
+
+@pytest.mark.parametrize(("queries", "k"), [(None, 1), ([], 1), ([1.0, 2.0, 3.0], 1), ([[1.0] * 3], 1.5), (["a"], 1)])
+def test_queries_that_are_none_are_refused(queries, k):
+    index = DeviceIndex(3)
+    with pytest.raises(InvalidInputError):
+        index.search(queries, k)
+    assert index.search(np.ones((0, 3)), 2).ids.shape == (0, 2)
+
+
+def test_primitives_refuse_what_is_no_matrix_of_numbers():
+    tokens = np.ones((5, 4), np.float32)
+    for offsets in ([], [0, 2.5, 5], [[0, 5]], [0, 3], [0, 4, 3, 5]):
+        with pytest.raises(InvalidInputError, match="offsets"):
+            primitives.maxsim(tokens[None], tokens, offsets)
+    for bad in (np.full((3, 4), 1e300), np.ones((3, 4), object), torch.ones((3, 4), dtype=torch.complex64), tokens[0]):
+        with pytest.raises(InvalidInputError, match="vectors"):
+            primitives.near_duplicates(bad, 0.5)
+    assert np.isneginf(primitives.maxsim(tokens[None], tokens[:0], [0, 0, 0])).all()
+    assert primitives.maxsim(tokens[None, :0], tokens, [0, 5]).tolist() == [[0.0]]
+
+
 def test_mmr_refuses_relevance_without_an_order():
     rows = np.eye(3, dtype=np.float32)[None]
     for bad in (np.nan, np.inf):

@@ -33,7 +33,15 @@ from langgraph.store.base import (
 
 from agentdb import AsyncDatabase, ClosedError, Closing, Connection, Database, InvalidInputError
 from langgraph_agentdb.store_index import StoreIndex, StoreIndexConfig, Vectors
-from langgraph_agentdb.store_items import ItemKey, Items, NewItem, SearchRequest, StoredItem, namespace_of, text_of
+from langgraph_agentdb.store_items import (
+    ItemKey,
+    Items,
+    NewItem,
+    SearchRequest,
+    copied,
+    namespace_of,
+    text_of,
+)
 
 __all__ = ["AgentDBStore"]
 
@@ -43,7 +51,7 @@ _AT_ONCE = 32
 """More operations than this are prepared on a thread of their own, so that the event loop goes on."""
 _ENDLESS = 1 << 60
 """Nobody has more items: what is asked beyond it would be no number of a slice."""
-_SCALARS = frozenset({str, int, float, bool, type(None)})
+_OPERATIONS = (GetOp, SearchOp, ListNamespacesOp, PutOp)
 
 
 @dataclass(slots=True)
@@ -161,7 +169,7 @@ class AgentDBStore(Closing, BaseStore):
     def _planned(self, ops: Sequence[Op]) -> _Plan:
         plan = _Plan(size=len(ops))
         for number, op in enumerate(ops):
-            if not isinstance(op, GetOp | SearchOp | ListNamespacesOp | PutOp):
+            if not isinstance(op, _OPERATIONS):
                 raise InvalidInputError(f"ops[{number}] must be a GetOp, SearchOp, ListNamespacesOp or PutOp")
             _check_namespace(op)
             match op:
@@ -219,7 +227,7 @@ class AgentDBStore(Closing, BaseStore):
             found = items.get(at)
             if found is not None:
                 results[number] = Item(
-                    value=_copied(found.value),
+                    value=found.copied_value(),
                     key=found.at.key,
                     namespace=namespace_of(found.at.namespace),
                     created_at=found.created_at,
@@ -229,7 +237,17 @@ class AgentDBStore(Closing, BaseStore):
                     read.append(at)
         for number, search in plan.searches.items():
             hits = items.search(self._request(search, vectors))
-            results[number] = [_search_item(one.item, one.score) for one in hits]
+            results[number] = [
+                SearchItem(
+                    namespace_of(one.at.namespace),
+                    one.at.key,
+                    one.copied_value(),
+                    one.created_at,
+                    one.updated_at,
+                    score,
+                )
+                for one, score in hits
+            ]
             if search.refresh_ttl:
                 read.extend(one.item.at for one in hits if one.item.ttl is not None)
         if plan.lists:
@@ -396,10 +414,10 @@ def _checked_value(op: PutOp) -> dict[str, Any] | None:
     if index is not None and index is not False and not isinstance(index, list | tuple):
         raise InvalidInputError(f"index must be False, a list of paths or None, not {type(index).__name__}")
     try:
-        copied: dict[str, Any] = _copied(value)
+        own: dict[str, Any] = copied(value)
     except RecursionError:
         raise InvalidInputError("the value of a put is nested too deep") from None
-    return copied
+    return own
 
 
 def _checked_ttl(value: Any, name: str) -> float | None:
@@ -430,21 +448,6 @@ def _ttl_config(given: TTLConfig | None) -> TTLConfig | None:
         _checked_ttl(config.get(name), f"ttl: {name}")
     made: TTLConfig = {**config}  # type: ignore[typeddict-item]
     return made
-
-
-def _copied(value: Any) -> Any:
-    """Return a copy of a JSON value that shares nothing which can change."""
-    kind = type(value)
-    if kind in _SCALARS:
-        return value
-    if kind is dict or isinstance(value, Mapping):
-        return {key: one if type(one) in _SCALARS else _copied(one) for key, one in value.items()}
-    return [_copied(one) for one in value] if isinstance(value, list | tuple) else value
-
-
-def _search_item(found: StoredItem, score: float | None) -> SearchItem:
-    value = _copied(found.value)
-    return SearchItem(namespace_of(found.at.namespace), found.at.key, value, found.created_at, found.updated_at, score)
 
 
 def _listed(namespaces: Sequence[tuple[str, ...]], op: ListNamespacesOp) -> list[tuple[str, ...]]:

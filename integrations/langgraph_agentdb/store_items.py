@@ -29,7 +29,7 @@ from dataclasses import field as attribute
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple
 from weakref import ref
 
@@ -54,7 +54,7 @@ from agentdb import (
 from langgraph_agentdb.store_columns import COLUMNS, Columns, ColumnSets, HeldColumns, paths_of
 from langgraph_agentdb.store_filters import StoreFilter, filterable
 
-__all__ = ["ItemKey", "Items", "NewItem", "Scored", "SearchRequest", "StoredItem", "namespace_of", "text_of"]
+__all__ = ["ItemKey", "Items", "NewItem", "Scored", "SearchRequest", "StoredItem", "copied", "namespace_of", "text_of"]
 
 Vectors = npt.NDArray[np.float32]
 
@@ -120,6 +120,7 @@ _ROW_BYTES = 1_000
 _REFRESH_STEP = timedelta(seconds=1)
 """A life is not prolonged by less: a read must not cost a commit each time."""
 _SWEPT_AT_ONCE = 1_000
+_SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 class ItemKey(NamedTuple):
@@ -142,6 +143,19 @@ class StoredItem:
     """How many vectors it has."""
     vectors: Vectors | None = attribute(default=None, compare=False)
     """`[count, D]`, of length 1; None: not loaded."""
+    containers: tuple[str, ...] = attribute(init=False, compare=False)
+    """The keys of what can change in the value."""
+
+    def __post_init__(self) -> None:
+        keys = tuple([key for key, one in self.value.items() if type(one) not in _SCALARS])
+        object.__setattr__(self, "containers", keys)
+
+    def copied_value(self) -> dict[str, Any]:
+        """Return a copy of the value that shares nothing which can change."""
+        copy = self.value.copy()
+        for key in self.containers:
+            copy[key] = copied(copy[key])
+        return copy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,8 +176,7 @@ class Scored(NamedTuple):
     score: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SearchRequest:
+class SearchRequest(NamedTuple):
     """A search, checked."""
 
     prefix: str
@@ -179,6 +192,16 @@ class SearchRequest:
     def wanted(self) -> int:
         """How many items a page ends behind."""
         return self.offset + self.limit
+
+
+def copied(value: Any) -> Any:
+    """Return a copy of a JSON value that shares nothing which can change."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    if kind is dict or isinstance(value, Mapping):
+        return {key: one if type(one) in _SCALARS else copied(one) for key, one in value.items()}
+    return [copied(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def text_of(namespace: Iterable[str]) -> str:
@@ -282,8 +305,11 @@ def _is_plain(given: Any) -> bool:
     """Whether the text of a filter says all of it: an iterator, or a mapping of one's own, may have the text of another."""
     kind = type(given)
     if kind is dict:
-        return all(type(key) is str and _is_plain(one) for key, one in given.items())
-    return all(map(_is_plain, given)) if kind in (list, tuple) else kind in (str, int, float, bool, type(None))
+        for key, one in given.items():
+            if type(key) is not str or not (type(one) in _SCALARS or _is_plain(one)):
+                return False
+        return True
+    return all(map(_is_plain, given)) if kind in (list, tuple) else kind in _SCALARS
 
 
 class _Scope(NamedTuple):
@@ -541,14 +567,13 @@ class Items:
         if not namespaces:
             chosen.check()
         expired = self._expired_below(request.prefix) if self._omits_expired and _any_ttl(namespaces) else set()
-        rows: list[StoredItem] = []
         if request.vector is None:
-            for namespace in namespaces:
-                rows += namespace.rows if chosen.is_all else namespace.matching(chosen).rows
-            if len(namespaces) > 1:
-                rows.sort(key=_newest_first)
-            alive = (one for one in rows if one.at not in expired) if expired else rows
-            return [Scored(one, None) for one in islice(alive, request.offset, request.wanted)]
+            found = [namespace.rows if chosen.is_all else namespace.matching(chosen).rows for namespace in namespaces]
+            rows = found[0] if len(found) == 1 else sorted(chain.from_iterable(found), key=_newest_first)
+            if expired:
+                rows = [one for one in rows if one.at not in expired]
+            return [Scored(one, None) for one in rows[request.offset : request.wanted]]
+        rows = []
         unit = _unit(request.vector)
         parts = []
         for namespace in namespaces:

@@ -93,8 +93,8 @@ class AgentDBStore(Closing, BaseStore):
         db_or_path: an open database, which stays the caller's to close, or the path of one; it is opened, and created, at the
             first call.
         index: what is embedded, and by what (see `StoreIndexConfig`); None: nothing. ``index["mode"] = "hybrid"`` ranks by
-            meaning and by words together. Vectors of two models do not compare: a store that another model filled is searched
-            with that one.
+            meaning and by words together. Vectors of two models do not compare: of AgentDB's embedders, which have names,
+            only the one that filled the store is taken; with a function or LangChain's embeddings that is left to you.
         ttl: ``default_ttl`` in minutes, ``refresh_on_read`` (default True), ``omit_expired`` (default False: what has expired
             is seen until it is swept), ``sweep_interval_minutes`` (default 5). The default of LangGraph's methods; an
             operation may say otherwise. A read that prolongs a life waits for its turn to write, and is answered though none
@@ -118,7 +118,7 @@ class AgentDBStore(Closing, BaseStore):
         omits_expired = bool(ttl and ttl.get("omit_expired"))
         embedded = self._index
         self._connection: Connection[Items] = Connection(
-            db_or_path, lambda db: Items(db, None if embedded is None else embedded.dims, omits_expired=omits_expired)
+            db_or_path, lambda db: Items(db, embedded, omits_expired=omits_expired)
         )
         self._sweeping = threading.Lock()
         self._sweeper: tuple[threading.Thread, threading.Event, Future[None]] | None = None

@@ -65,9 +65,10 @@ class StoreIndex:
             raise InvalidInputError("index: embed is missing: give an Embeddings, a function or an embedder")
         if isinstance(given, str) and ":" not in given:
             given = load_embedder(given)
-        self._embedder: Embedder | None = given if _is_embedder(given) else None
+        self.embedder: Embedder | None = given if _is_embedder(given) else None
+        """Who makes the vectors, if it is an embedder of AgentDB."""
         self._embeddings: Embeddings | None = None
-        if self._embedder is None:
+        if self.embedder is None:
             if not isinstance(given, Embeddings | str) and not callable(given):
                 raise InvalidInputError(
                     "index: embed must be an Embeddings, a function of texts, an embedder of AgentDB or the name of one, "
@@ -75,7 +76,7 @@ class StoreIndex:
                 )
             self._embeddings = ensure_embeddings(given)
         dims = config.get("dims")
-        if dims is None and self._embedder is None:
+        if dims is None and self.embedder is None:
             raise InvalidInputError("index: dims is missing: the dimension of the vectors that embed makes")
         if dims is not None and (not isinstance(dims, int) or isinstance(dims, bool) or dims < 1):
             raise InvalidInputError(f"index: dims must be an int of 1 or more, not {dims!r:.40}")
@@ -85,8 +86,8 @@ class StoreIndex:
     def dims(self) -> int:
         """The dimension of vectors."""
         if self._dims is None:
-            assert self._embedder is not None, "the dimension is given otherwise"
-            self._dims = self._embedder.dimension
+            assert self.embedder is not None, "the dimension is given otherwise"
+            self._dims = self.embedder.dimension
         return self._dims
 
     def texts(self, value: Mapping[str, Any], index: Any) -> list[str]:
@@ -107,8 +108,8 @@ class StoreIndex:
         """Return `[N, D]` the vectors of texts."""
         if not texts:
             return np.empty((0, self.dims), np.float32)
-        if self._embedder is not None:
-            return self._checked(embed_texts(self._embedder, texts, "document"), len(texts))
+        if self.embedder is not None:
+            return self._checked(embed_texts(self.embedder, texts, "document"), len(texts))
         assert self._embeddings is not None
         return self._checked(self._embeddings.embed_documents(list(texts)), len(texts))
 
@@ -116,8 +117,8 @@ class StoreIndex:
         """Return `[N, D]` the vectors of what is asked."""
         if not texts:
             return np.empty((0, self.dims), np.float32)
-        if self._embedder is not None:
-            return self._checked(embed_texts(self._embedder, texts, "query"), len(texts))
+        if self.embedder is not None:
+            return self._checked(embed_texts(self.embedder, texts, "query"), len(texts))
         assert self._embeddings is not None
         return self._checked([self._embeddings.embed_query(one) for one in texts], len(texts))
 

@@ -53,6 +53,7 @@ from agentdb import (
 )
 from langgraph_agentdb.store_columns import COLUMNS, Columns, ColumnSets, HeldColumns, paths_of
 from langgraph_agentdb.store_filters import StoreFilter, filterable
+from langgraph_agentdb.store_index import StoreIndex
 
 __all__ = ["ItemKey", "Items", "NewItem", "Scored", "SearchRequest", "StoredItem", "copied", "namespace_of", "text_of"]
 
@@ -380,11 +381,11 @@ class Items:
 
     Args:
         db: the database.
-        dims: of the vectors; None: what is put is not embedded.
+        index: what is embedded and by what; None: nothing is.
         omits_expired: reads leave out items whose time is up.
     """
 
-    def __init__(self, db: Database, dims: int | None, *, omits_expired: bool) -> None:
+    def __init__(self, db: Database, index: StoreIndex | None, *, omits_expired: bool) -> None:
         self.db = db
         self._omits_expired = omits_expired
         self._items: Table = db.table(ITEMS)
@@ -393,10 +394,10 @@ class Items:
         self._collection: Collection | None = None
         self._resident = _Resident(db.config.resident_bytes // _RESIDENT_SHARE)
         self._columns = ColumnSets(db.config.resident_bytes // _RESIDENT_SHARE)
-        self._dims = dims or 0
-        if dims is not None:
+        self._index = index
+        if index is not None:
             with suppress(AccessDeniedError):  # read-only, and nothing was embedded yet
-                self._collection = db.collection(VECTORS, dimension=dims)
+                self._collection = self._opened()
         self._sized = (0.0, 0)
         """Until when the number of vectors counts as known, and what it is."""
 
@@ -409,8 +410,14 @@ class Items:
     def _vectors(self) -> Collection:
         """The collection; asked for only where there is one."""
         if self._collection is None:
-            self._collection = self.db.collection(VECTORS, dimension=self._dims or None)
+            self._collection = self._opened()
         return self._collection
+
+    def _opened(self) -> Collection:
+        if self._index is None:
+            return self.db.collection(VECTORS)
+        made_by = self._index.embedder  # one that has a name: the collection refuses another
+        return self.db.collection(VECTORS, dimension=None if made_by else self._index.dims, embedder=made_by)
 
     @contextmanager
     def view(self) -> Iterator[None]:
@@ -710,7 +717,8 @@ class Items:
         if time.monotonic() >= until:
             count = self._vectors.count()
             self._sized = time.monotonic() + _SIZED_S, count
-        return count * 4 * self._dims <= self.db.config.resident_bytes // _EXACT_SHARE
+        dims = 0 if self._index is None else self._index.dims
+        return count * 4 * dims <= self.db.config.resident_bytes // _EXACT_SHARE
 
     # --- writing ------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from support.store_suite import DIMS, embed
 
 import agentdb
 from agentdb import AccessDeniedError, ClosedError, Config, InvalidInputError
+from agentdb_embedders import HashingEmbedder
 from langgraph_agentdb import AgentDBCache, AgentDBSaver, AgentDBStore, store_columns, store_items
 from langgraph_agentdb.batch import Batch
 
@@ -336,3 +337,21 @@ def test_a_cursor_that_names_no_checkpoint_leaves_out_none(db):
     for before in ({}, {"configurable": {}}, {"configurable": {"thread_id": "1"}}):
         assert [one.config for one in saver.list(thread, before=before)] == [stored]
     assert list(saver.list(thread, before=stored)) == []
+
+
+def test_another_embedder_than_the_one_that_filled_the_store_is_refused_by_name(db_path):
+    class Other(HashingEmbedder):
+        name = "other"
+
+    with AgentDBStore(db_path, index={"embed": HashingEmbedder(DIMS)}) as store:
+        store.put(("a",), "k", {"text": "x"})
+    for embedder in (Other(DIMS), HashingEmbedder(DIMS + 1)):
+        with (
+            AgentDBStore(db_path, index={"embed": embedder}) as store,
+            pytest.raises(InvalidInputError, match="hashing"),
+        ):
+            store.search(("a",), query="x")
+    with AgentDBStore(db_path, index={"embed": HashingEmbedder(DIMS)}) as store:
+        assert names(store.search(("a",), query="x")) == ["k"]
+    with AgentDBStore(db_path) as store:
+        assert names(store.search(("a",))) == ["k"], "who does not embed needs no model"

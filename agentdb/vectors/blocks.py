@@ -237,6 +237,10 @@ class _Bounds:
     off_unit: float = 0.0
     """The largest distance of such a norm from 1."""
 
+    def including(self, least: float, most: float) -> _Bounds:
+        """Return the bounds with rows whose norms lie between two."""
+        return _Bounds(max(self.norm, most), max(self.off_unit, abs(least - 1), abs(most - 1)))
+
     def rounding(self, norms: npt.NDArray[np.float64], dimension: int, metric: Metric) -> npt.NDArray[np.float64]:
         """Return `[Q]`: how far a score can lie from the exact one, that one's own rounding to float32 included.
 
@@ -315,13 +319,17 @@ class NumpyBlock:
         """Keep what turns products with some rows into scores, and what bounds the error of that."""
         wide = rows.astype(np.float64)
         norms = np.sqrt(np.vecdot(wide, wide))
+        if len(norms) and (least := float(norms.min())) >= _SMALL and (most := float(norms.max())) <= _LARGE:
+            # As nearly always: no row needs a second look.
+            self._bounds = self._bounds.including(least, most)
+            self._scale[first : first + len(rows)] = 1.0 / norms if self.metric == "cosine" else -0.5 * norms * norms
+            return
         is_odd = norms > _LARGE
         if self.metric == "cosine":
             is_odd |= (norms < _SMALL) & (norms > 0)
         plain = norms[~is_odd & (norms > 0)]
         if len(plain):
-            off = float(np.abs(plain - 1).max())
-            self._bounds = _Bounds(max(self._bounds.norm, float(plain.max())), max(self._bounds.off_unit, off))
+            self._bounds = self._bounds.including(float(plain.min()), float(plain.max()))
         if is_odd.any():
             self._odd = np.concatenate([self._odd, np.flatnonzero(is_odd) + first])
         usual = np.where(is_odd, 0.0, norms)

@@ -88,9 +88,9 @@ def _size(made: object) -> int:
         InvalidInputError: it is none.
     """
     if isinstance(made, bool) or not isinstance(made, Integral):
-        raise InvalidInputError(f"the tokenizer must return a number of tokens, or tokens, not {type(made).__name__}")
+        raise InvalidInputError(f"the tokenizer must return a number or tokens, not {type(made).__name__}")
     if int(made) < 0:
-        raise InvalidInputError(f"the tokenizer must return a number of tokens of 0 or more, not {int(made)}")
+        raise InvalidInputError(f"the tokenizer must return a number of 0 or more, not {int(made)}")
     return int(made)
 
 

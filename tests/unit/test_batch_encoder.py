@@ -85,7 +85,7 @@ def test_progress_is_told_and_cancelling_stops(model):
 def test_an_encoder_that_was_stopped_midway_works_on_and_leaves_no_thread(model, call):
     encoder = BatchEncoder(model, batch_tokens=16)
     encoder._window_texts = 3
-    texts, asked = [f"text number {i}" for i in range(30)], iter([False] * 6)
+    texts, asked = [f"text number {i}" for i in range(16)], iter([False] * 6)
 
     def refuse(_):
         raise ZeroDivisionError
@@ -98,7 +98,7 @@ def test_an_encoder_that_was_stopped_midway_works_on_and_leaves_no_thread(model,
             getattr(encoder, call)(texts, **options)
         assert not [one for one in threading.enumerate() if one.name.startswith("agentdb-tokenise")]
     assert not torch.is_inference_mode_enabled()
-    assert len(getattr(encoder, call)(texts)) == 30
+    assert len(getattr(encoder, call)(texts)) == 16
 
 
 @pytest.mark.parametrize("texts", ["one string", ["a", None], ["a", b"b"], ["a", "\ud800"]])

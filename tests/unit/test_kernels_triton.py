@@ -57,7 +57,7 @@ def _compiled(cache, *wanted):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(tests), *sys.path]),

@@ -122,23 +122,6 @@ class _Leaf:
         mask: Mask = np.isin(self.kinds, flags) | np.isin(self.numbers, numbers) | np.isin(self.codes, codes)
         return mask
 
-    def among(self, wanted: Iterable[str | float]) -> Mask:
-        """Return `[N]` where one of several values lies."""
-        mask = np.zeros(len(self.kinds), np.bool_)
-        numbers, codes = [], []
-        for one in wanted:
-            if isinstance(one, bool):
-                mask |= self.compared("eq", one)
-            elif isinstance(one, str):
-                codes.append(self.known.get(one, -2))
-            else:
-                numbers.append(float(one))
-        if numbers:
-            mask |= np.isin(self.numbers, numbers)
-        if codes:
-            mask |= np.isin(self.codes, codes)
-        return mask
-
 
 _KINDS = {type(None): _NULL, bool: _TRUE, int: _NUMBER, float: _NUMBER, str: _TEXT, dict: _OTHER, list: _OTHER}
 
@@ -253,8 +236,6 @@ class Columns:
                 return np.equal(self.leaves[tree.path].kinds, _NULL)
             case Compare():
                 return self.leaves[tree.path].compared(tree.op, tree.value)
-            case In(negated=False):
-                return self.leaves[tree.path].among(tree.values)
             case In(negated=False):
                 return self.leaves[tree.path].one_of(tree.values)
         raise TypeError(f"a store's filter makes no {type(tree).__name__}")

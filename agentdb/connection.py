@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, Never, Self, TypeVar
 
@@ -55,7 +56,8 @@ class Connection(Generic[T_co]):
                 if given != ""
                 else "db_or_path must not be empty"
             )
-        self._given = given
+        # Opened at the first call: from wherever the process has gone meanwhile, it is the database that was meant.
+        self._given: Database | Path = given if isinstance(given, Database) else Path(given).absolute()
         self._prepare = prepare
         self._mutex = threading.Lock()
         self._preparing = threading.Lock()
@@ -70,7 +72,7 @@ class Connection(Generic[T_co]):
         """Called when no more calls come, and before the database is closed."""
 
     def __repr__(self) -> str:
-        return repr(self._given if isinstance(self._given, Database) else os.fspath(self._given))
+        return repr(self._given if isinstance(self._given, Database) else str(self._given))
 
     def __deepcopy__(self, memo: object) -> Self:
         """Return itself: what is copied together with its parts goes on in the same database, as a shallow copy does."""

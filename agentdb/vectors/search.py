@@ -258,7 +258,7 @@ class Searcher:
             query: as in `search`.
             k: how many.
             fetch_k: how many to choose from, at least k.
-            lambda_mult: 1: nearness alone, as `search`; 0: difference alone.
+            lambda_mult: 1: nearness alone, which is the cosine's, whatever the metric; 0: difference alone.
             options: as in `search`; the mode is "vector", and neither grouping, reranking nor an offset applies.
 
         Source: Carbonell and Goldstein, "The use of MMR, diversity-based reranking", SIGIR 1998.

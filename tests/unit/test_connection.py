@@ -54,6 +54,16 @@ def test_the_arguments_are_checked_before_anything_is_opened(db_path: Path) -> N
     connection.close()
 
 
+def test_a_path_is_that_of_the_directory_in_which_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    connection = Connection("here", lambda db: db.path)
+    monkeypatch.chdir(elsewhere)
+    assert connection() == tmp_path / "here"
+    connection.close()
+
+
 def test_a_copy_is_the_same_connection_and_a_pickle_is_refused(db_path: Path) -> None:
     connection = Connection(db_path, NamedCollection.prepare("a"))
     assert copy.deepcopy({"c": connection, "n": connection()})["c"] is connection

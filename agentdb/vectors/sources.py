@@ -390,7 +390,7 @@ class IndexedVectors(_Indexed):
     Args:
         table, hot, condition, carried, stored: as above.
         probe: how the index is searched.
-        wanted: how many of the nearest matter most, those behind them are not worth as much refinement; None: a quarter of
+        wanted: how many of the nearest matter most, those behind them are not worth as much refinement; None: a tenth of
             what is asked for.
     """
 
@@ -415,7 +415,7 @@ class IndexedVectors(_Indexed):
         probe = dict(self._probe or {})
         if "refine_factor" in probe:
             # Every row that is ranked by its stored vector is read: as many as the wanted ones need, and all that are asked for.
-            wanted = k // 4 if self._wanted is None else self._wanted
+            wanted = k // 10 if self._wanted is None else self._wanted
             probe["refine_factor"] = max(1, -(-probe["refine_factor"] * wanted // k))
         # Lance computes with halves where they are stored, which is too coarse to rank hot and cold rows together.
         stored = self._table.schema.column(column)

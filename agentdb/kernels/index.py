@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from agentdb.errors import InvalidInputError, UnavailableError
 from agentdb.kernels.choice import Backend, Choice, explain, require_torch
+from agentdb.kernels.primitives import real_tensor
 from agentdb.kernels.search import Neighbours, SearchCounts, Searcher
 from agentdb.kernels.view import METRICS, PAGE, View
 from agentdb.types import Metric
@@ -452,28 +453,19 @@ class DeviceIndex:
 
     def _check_rows(self, vectors: Any, count: int, *, peek: bool = True) -> Any:
         """Return `[N, D]` finite float32, a tensor of the device or of the CPU."""
-        torch = self._torch
-        if not isinstance(vectors, torch.Tensor):
-            if hasattr(vectors, "combine_chunks"):
-                vectors = vectors.combine_chunks()
-            if hasattr(vectors, "null_count"):  # an Arrow array
-                if getattr(vectors.type, "list_size", None) != self.dimension:
-                    raise InvalidInputError(f"vectors must be lists of fixed size {self.dimension}, not {vectors.type}")
-                if vectors.null_count:
-                    raise InvalidInputError("vectors must not be null")
-                flat = vectors.flatten().to_numpy(zero_copy_only=False)
-                vectors = flat.reshape(len(vectors), -1) if len(vectors) else np.empty((0, self.dimension))
-            array = np.asarray(vectors)
-            if array.dtype.kind not in "fiu":
-                raise InvalidInputError(f"vectors must be real numbers, not {array.dtype.name}")
-            with np.errstate(over="ignore"):  # infinite then, which is refused below
-                array = np.ascontiguousarray(array, np.float32)
-            vectors = torch.from_numpy(array if array.flags.writeable else array.copy())
+        if hasattr(vectors, "combine_chunks"):
+            vectors = vectors.combine_chunks()
+        if hasattr(vectors, "null_count"):  # an Arrow array
+            if getattr(vectors.type, "list_size", None) != self.dimension:
+                raise InvalidInputError(f"vectors must be lists of fixed size {self.dimension}, not {vectors.type}")
+            if vectors.null_count:
+                raise InvalidInputError("vectors must not be null")
+            flat = vectors.flatten().to_numpy(zero_copy_only=False)
+            vectors = flat.reshape(len(vectors), -1) if len(vectors) else np.empty((0, self.dimension))
+        vectors = real_tensor(vectors, "vectors")
         if vectors.ndim != 2 or vectors.shape[0] != count or vectors.shape[1] != self.dimension:
             raise InvalidInputError(f"vectors must be [{count}, {self.dimension}], not {list(vectors.shape)}")
-        if vectors.is_complex() or vectors.dtype == torch.bool:
-            raise InvalidInputError(f"vectors must be real numbers, not {vectors.dtype}")
-        vectors = vectors.detach().to(torch.float32)
+        vectors = vectors.to(self._torch.float32)
         if count and peek and not bool((vectors.abs().amax() <= _LARGEST).item()):
             raise InvalidInputError(f"vectors must be finite and at most {_LARGEST:g} in size")
         return vectors

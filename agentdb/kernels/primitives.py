@@ -11,7 +11,7 @@ import numpy.typing as npt
 from agentdb.errors import InvalidInputError
 from agentdb.kernels.choice import Backend, choose, require_torch, triton_ops
 
-__all__ = ["maxsim", "mmr", "near_duplicates", "nearest"]
+__all__ = ["maxsim", "mmr", "near_duplicates", "nearest", "real_tensor"]
 
 _ROUNDING = 2.0**-7
 """Twice the largest relative error of bfloat16: what a cosine of rounded unit rows can be off by, and some more."""
@@ -28,23 +28,31 @@ def _ops(operation: str, device: Any, prefer: Backend | None) -> Any:
     return torch_ops
 
 
-def _matrix(values: Any, name: str, axes: int, device: Any) -> Any:
+def real_tensor(values: Any, name: str) -> Any:
+    """Return a caller's numbers as a tensor: one that it is already, in its type and where it is, or float32 on the CPU.
+
+    Raises:
+        InvalidInputError: they are no real numbers.
+    """
     torch = require_torch()
     if isinstance(values, torch.Tensor):
-        if values.is_complex():
+        if values.is_complex() or values.dtype == torch.bool:
             raise InvalidInputError(f"{name} must be real numbers, not {values.dtype}")
-        tensor = values.detach()
-    else:
-        values = np.asarray(values)
-        if values.dtype.kind not in "fiu":
-            raise InvalidInputError(f"{name} must be real numbers, not {values.dtype.name}")
-        with np.errstate(over="ignore"):  # infinite then, which is refused below
-            array = np.ascontiguousarray(values, np.float32)
-        tensor = torch.from_numpy(array if array.flags.writeable else array.copy())
+        return values.detach()
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiu":
+        raise InvalidInputError(f"{name} must be real numbers, not {array.dtype.name}")
+    with np.errstate(over="ignore"):  # infinite then, which the caller refuses
+        array = np.ascontiguousarray(array, np.float32)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _matrix(values: Any, name: str, axes: int, device: Any) -> Any:
+    tensor = real_tensor(values, name)
     if tensor.ndim != axes:
         raise InvalidInputError(f"{name} must have {axes} axes, not {tensor.ndim}")
-    tensor = tensor.to(device, torch.float32)
-    if not bool(torch.isfinite(tensor).all()):
+    tensor = tensor.to(device, require_torch().float32)
+    if not bool(tensor.isfinite().all()):
         raise InvalidInputError(f"{name} must be finite")
     return tensor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from langgraph.store.base import GetOp, ListNamespacesOp, MatchCondition, PutOp, SearchOp
 from support.store_suite import DIMS, embed
+from support.store_world import Clock
 
 import agentdb
 from agentdb import Config
@@ -74,15 +75,6 @@ puts = st.builds(
     index=st.sampled_from([None, None, None, False, ["more[*]"]]),
     ttl=st.sampled_from([None, None, 1.0, 5.0]),
 )
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(microseconds=1)
-        return self.now
 
 
 def unit(text: str) -> Any:

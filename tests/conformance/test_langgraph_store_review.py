@@ -17,11 +17,12 @@ import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.store.base import GetOp, ListNamespacesOp, PutOp, SearchOp
 from support.store_suite import DIMS, embed
+from support.store_world import Clock, search_by
 
 import agentdb
 from agentdb import AccessDeniedError, ClosedError, Config, InvalidInputError
 from agentdb_embedders import HashingEmbedder
-from langgraph_agentdb import AgentDBCache, AgentDBSaver, AgentDBStore, store_columns, store_items
+from langgraph_agentdb import AgentDBCache, AgentDBSaver, AgentDBStore
 from langgraph_agentdb.batch import Batch
 
 QUIET = Config(maintenance=False)
@@ -37,9 +38,7 @@ def db(db_path: Path) -> Iterator[agentdb.Database]:
 @pytest.fixture(params=["resident", "columns", "tables"])
 def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Small scopes are held in memory, large ones are searched in columns or where they lie."""
-    if request.param != "resident":
-        monkeypatch.setattr(store_items, "_RESIDENT_ITEMS", -1)
-        monkeypatch.setattr(store_columns, "_IN_TABLES", -1 if request.param == "columns" else 1 << 60)
+    search_by(request.param, monkeypatch)
     return request.param
 
 
@@ -135,15 +134,6 @@ def test_pages_beyond_all_items(db, where):
 
 
 # ---------------------------------------------------------------------------------------- reads that prolong lives, beside writers
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(microseconds=1)
-        return self.now
 
 
 @contextmanager

@@ -17,26 +17,15 @@ import pytest
 from langchain_core.embeddings import Embeddings
 from langgraph.store.base import GetOp, InvalidNamespaceError, ListNamespacesOp, MatchCondition, PutOp, SearchOp
 from support.store_suite import DIMS, embed
+from support.store_world import Clock, search_by
 
 import agentdb
 from agentdb import ClosedError, Config, InvalidInputError
 from agentdb_embedders import HashingEmbedder
-from langgraph_agentdb import AgentDBStore, store_columns, store_items
+from langgraph_agentdb import AgentDBStore
 from langgraph_agentdb.store_filters import StoreFilter
 
 INDEX = {"dims": DIMS, "embed": embed, "fields": ["text"]}
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(microseconds=1)
-        return self.now
-
-    def forward(self, minutes: float) -> None:
-        self.now += timedelta(minutes=minutes)
 
 
 @pytest.fixture
@@ -53,9 +42,7 @@ def db(db_path: Path, clock: Clock) -> Iterator[agentdb.Database]:
 @pytest.fixture(params=["resident", "columns", "tables"])
 def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Small scopes are held in memory, large ones are searched in columns or where they lie."""
-    if request.param != "resident":
-        monkeypatch.setattr(store_items, "_RESIDENT_ITEMS", -1)
-        monkeypatch.setattr(store_columns, "_IN_TABLES", -1 if request.param == "columns" else 1 << 60)
+    search_by(request.param, monkeypatch)
     return request.param
 
 

@@ -7,25 +7,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from langgraph.store.base import PutOp
+from support.store_world import Clock
 
 import agentdb
 from agentdb import Config
 from langgraph_agentdb import AgentDBStore, store_columns, store_items
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        self.now += timedelta(microseconds=1)
-        return self.now
 
 
 @pytest.fixture

@@ -807,6 +807,8 @@ def _configure(connection: apsw.Connection, durability: str, *, read_only: bool)
     # Checkpoints are ours: SQLite's own may run at any commit, or at close, outside the write lock.
     connection.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
     connection.wal_autocheckpoint(0)
+    # A plan never depends on what is bound to it: SQLite would prepare most statements again for every new key.
+    connection.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
     connection.execute("PRAGMA temp_store=MEMORY")
     if not read_only:
         connection.execute(f"PRAGMA synchronous={'FULL' if durability == 'full' else 'NORMAL'}")

@@ -20,6 +20,7 @@ from agentdb import (
     IntegrityError,
     InvalidInputError,
     Row,
+    UnavailableError,
     field,
 )
 from langgraph_agentdb.batch import ATTEMPTS
@@ -243,8 +244,9 @@ class Checkpoints:
         Raises:
             UnavailableError: the caller has one open.
         """
-        with self._db.snapshot():
-            pass
+        # Where the caller's is another thread's, the question itself raises.
+        if self._db.in_transaction:
+            raise UnavailableError("a transaction is open here; leave its block before you write from a task")
 
     def commit_all(self, works: Sequence[Work]) -> list[bool | Exception]:
         """Do several in one transaction, all or none, but those that are refused; return what each returned or raised."""

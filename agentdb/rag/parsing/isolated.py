@@ -15,7 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +28,8 @@ from agentdb.rag.parsing.archives import declared_bytes
 from agentdb.rag.parsing.model import Block, DocumentError, EmbeddedImage, ParsedDocument, ParseLimits
 
 __all__ = ["can_isolate", "needs_isolation", "parse_isolated", "serve"]
+
+Reader = Callable[[bytes, str, ParseLimits], ParsedDocument]
 
 _LARGE_MARKUP = 4 << 20
 _LARGE_ARCHIVE = 16 << 20
@@ -44,7 +46,8 @@ rag = types.ModuleType("agentdb.rag")
 rag.__path__ = [os.path.join(os.path.dirname(agentdb.__file__), "rag")]
 sys.modules["agentdb.rag"] = rag
 from agentdb.rag.parsing.isolated import serve
-serve()
+from agentdb.rag.parsing.parse import read_here
+serve(read_here)
 """
 
 
@@ -266,7 +269,7 @@ def _unpacked(found: Mapping[str, Any]) -> ParsedDocument:
 # --- the worker
 
 
-def serve() -> None:
+def serve(read: Reader) -> None:
     """Read documents from the standard input until it ends. The body of a worker."""
     source = sys.stdin.buffer
     target = os.fdopen(os.dup(1), "wb")
@@ -278,7 +281,7 @@ def serve() -> None:
         limits = ParseLimits(**header["limits"])
         # Whoever asked kills a worker that is too slow, but may be gone by then.
         _end_after(header["seconds"])
-        answer = _answer(data, header["media_type"], limits)
+        answer = _answer(read, data, header["media_type"], limits)
         _end_after(0)
         del found, data
         try:
@@ -306,12 +309,10 @@ def _limit_memory(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
-def _answer(data: bytes, media_type: str, limits: ParseLimits) -> dict[str, Any]:
-    from agentdb.rag.parsing.parse import read_here
-
+def _answer(read: Reader, data: bytes, media_type: str, limits: ParseLimits) -> dict[str, Any]:
     try:
         # The file's size was looked at before it came here.
-        return _packed(read_here(data, media_type, replace(limits, max_bytes=max(1, len(data)))))
+        return _packed(read(data, media_type, replace(limits, max_bytes=max(1, len(data)))))
     except DocumentError as error:
         return {"error": str(error), "reason": error.reason}
     except MissingDependencyError as error:

@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, Never, Self, TypeVar
 from agentdb.aio import AsyncDatabase
 from agentdb.database import Database, open
 from agentdb.embedding import Embedder
-from agentdb.errors import AccessDeniedError, ClosedError, InvalidInputError, NotFoundError
+from agentdb.errors import AccessDeniedError, ClosedError, InvalidInputError, NotFoundError, UnavailableError
 from agentdb.vectors.collection import Collection
 from agentdb.vectors.definition import CollectionMetric, check_collection_name
 
@@ -63,6 +63,8 @@ class Connection(Generic[T_co]):
         self._preparing = threading.Lock()
         self._opened: Database | None = None
         self._prepared: T_co | None = None
+        self._prepared_at = 0
+        """The commit as of which all that was prepared is there."""
         self._is_closed = False
         self._pools: dict[Pool, ThreadPoolExecutor] = {
             name: ThreadPoolExecutor(threads, f"agentdb-connection-{name}") for name, threads in _THREADS.items()
@@ -103,25 +105,43 @@ class Connection(Generic[T_co]):
                 # holds it may wait for this very transaction to end.
                 return self._prepare(database) if prepared is None else prepared
             with self._preparing:
-                prepared = self._prepared = self._prepare(database) if self._prepared is None else self._prepared
+                prepared = self._prepared
+                if prepared is None:
+                    prepared = self._prepare(database)
+                    with database._core.reading() as view:
+                        self._prepared_at = view.commit_no
+                    self._prepared = prepared
         return prepared
 
     def found(self) -> T_co | None:
-        """Return what was prepared; None where that would have to make it in a database that is read-only: it is empty.
+        """Return what was prepared; None where it is not there and cannot be made: a database that is read-only, a snapshot.
 
-        For reads. The next call looks again, because another process may have made it meanwhile.
+        For reads: what is not there is empty. The next call looks again, because somebody may have made it meanwhile.
 
         Raises:
             ClosedError: the connection was closed.
             FormatError, AccessDeniedError, UnavailableError: see ``agentdb.open``.
         """
         try:
-            return self()
+            prepared = self()
+            if self._is_older(self._prepared_at):
+                return self._prepare(self._database())
         except AccessDeniedError:
             database = self._opened if self._opened is not None else self._given
             if isinstance(database, Database) and database.read_only:
                 return None
             raise
+        except UnavailableError:
+            if self._is_older(None):
+                return None
+            raise
+        return prepared
+
+    def _is_older(self, commit_no: int | None) -> bool:
+        """Whether the caller is in a snapshot, and one of before that commit."""
+        database = self._opened if self._opened is not None else self._given
+        view = database._core.current() if isinstance(database, Database) else None
+        return view is not None and not view.writable and (commit_no is None or view.commit_no < commit_no)
 
     def check(self) -> None:
         """Raise if it was closed.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import agentdb
@@ -23,6 +24,8 @@ from agentdb import (
     InvalidInputError,
     NamedCollection,
     NotFoundError,
+    TableSchema,
+    UnavailableError,
 )
 from agentdb_embedders import HashingEmbedder
 
@@ -96,6 +99,34 @@ def test_what_a_read_only_database_lacks_is_found_once_it_is_there(db_path: Path
         is_there = False
         with pytest.raises(AccessDeniedError):  # what a writable database refuses is no emptiness
             Connection(db, prepare).found()
+
+
+def test_a_snapshot_in_which_it_is_not_there_is_empty(db: Database) -> None:
+    schema = TableSchema("made", [pa.field("id", pa.string(), nullable=False)], key="id")
+    first, second = (Connection(db, lambda given: given.table(schema)) for _ in range(2))
+    with db.snapshot():
+        assert first.found() is None
+        with pytest.raises(UnavailableError, match="before you write"):
+            first()
+        other = threading.Thread(target=lambda: second().put({"id": "a"}))
+        other.start()
+        other.join()
+        assert first.found() is None
+        assert second.found() is None, "it was made after the snapshot began"
+    for one in (first, second):
+        table = one.found()
+        assert table is not None
+        assert table.get("a") == {"id": "a"}
+        with db.snapshot():
+            assert one.found() is table
+    with db.snapshot():
+        late = Connection(db, lambda given: given.table(schema))
+        other = threading.Thread(target=late)
+        other.start()
+        other.join()
+        table = late.found()
+        assert table is not None, "prepared later than the snapshot, of a table that is older"
+        assert table.count() == 1
 
 
 def test_reading_makes_nothing_and_writing_does(db: Database) -> None:

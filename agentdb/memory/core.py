@@ -67,8 +67,10 @@ class MemoryCore:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was ever remembered here."""
-        return self._opened is None and not MemoryTables.exist(self.engine)
+        """Whether nothing was ever remembered here, as far as the caller sees: a snapshot may be older than the first memory."""
+        view = self.engine._core.current()
+        is_known = self._opened is not None and (view is None or view.writable)
+        return not is_known and not MemoryTables.exist(self.engine)
 
     @property
     def is_inside(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -737,6 +738,17 @@ def test_a_snapshot_recalls_what_it_sees(db: agentdb.Database) -> None:
         with pytest.raises(UnavailableError):
             db.memories.embed_pending("a")
     assert db.memories.list(agent_id="a")[0].uses == 1
+
+
+def test_a_snapshot_of_before_the_first_memory_has_none(db: agentdb.Database) -> None:
+    with db.snapshot():
+        writer = threading.Thread(target=lambda: db.memories.remember("cat one", agent_id="a"))
+        writer.start()
+        writer.join()
+        assert recalled(db.memories, "cat") == []
+        assert db.memories.list(agent_id="a") == []
+        assert db.memories.context("cat", agent_id="a", token_budget=100).text == ""
+    assert recalled(db.memories, "cat") == ["cat one"]
 
 
 def test_flushed_and_hot_memories_rank_alike(db: agentdb.Database) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +14,17 @@ import pyarrow as pa
 from langgraph.cache.base import BaseCache, FullKey, Namespace, ValueT
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
-from agentdb import AsyncDatabase, Closing, Connection, Database, InvalidInputError, Table, TableSchema, field
+from agentdb import (
+    AsyncDatabase,
+    Closing,
+    Connection,
+    Database,
+    InvalidInputError,
+    NotFoundError,
+    Table,
+    TableSchema,
+    field,
+)
 from langgraph_agentdb.serializer import StrictSerializer, load_typed
 
 __all__ = ["AgentDBCache"]
@@ -50,7 +61,8 @@ class _Entries:
     def _sweep(self, _: float) -> bool:
         if time.monotonic() >= self._sweep_due:
             self._sweep_due = time.monotonic() + _SWEEP_EVERY_S
-            self.table.delete_many(filter=field("expires_at") <= self.now())
+            with suppress(NotFoundError):  # what made the table was rolled back
+                self.table.delete_many(filter=field("expires_at") <= self.now())
         return False
 
 
@@ -71,8 +83,9 @@ class AgentDBCache(Closing, BaseCache[ValueT]):
         *,
         serde: SerializerProtocol | None = None,
     ) -> None:
-        super().__init__(serde=serde or StrictSerializer())
+        # First, because pickling takes attributes in their order, and the connection says why it cannot be.
         self._connection = Connection(db_or_path, _Entries)
+        super().__init__(serde=serde or StrictSerializer())
 
     def get(self, keys: Sequence[FullKey]) -> dict[FullKey, ValueT]:
         """Return the values that are there and have not expired, by key.

@@ -19,6 +19,7 @@ from agentdb import (
     FrameInfo,
     IntegrityError,
     InvalidInputError,
+    NotFoundError,
     Row,
     UnavailableError,
     field,
@@ -442,8 +443,9 @@ class Checkpoints:
         """Move writes of checkpoints that have been superseded out of SQLite; True while there are more in this round."""
         try:
             return self._sweep_page()
-        except ClosedError:
-            return False  # the next process that opens the database goes on
+        except (ClosedError, NotFoundError):
+            # The next process that opens the database goes on; or what made the tables was rolled back, and nothing is there.
+            return False
 
     def _sweep_page(self) -> bool:
         condition: Filter | None = None

@@ -6,8 +6,9 @@ import builtins
 import os
 import random
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from copy import copy
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 from uuid import UUID
 
 import msgpack
@@ -67,11 +68,16 @@ class AgentDBSaver(Closing, BaseCheckpointSaver[str]):
         serde: SerializerProtocol | None = None,
         fence: bool = False,
     ) -> None:
-        super().__init__(serde=serde or StrictSerializer())
+        # First, because pickling takes attributes in their order, and the connection says why it cannot be.
         self._connection = Connection(db_or_path, Checkpoints)
+        super().__init__(serde=serde or StrictSerializer())
         self._batch = Batch(lambda works: self._connection().commit_all(works), lambda: self._connection().check())
         self._connection.on_close = self._batch.close
         self._fence = fence
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return a copy that goes on in the same database, as a shallow one does."""
+        return copy(self)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 

@@ -9,10 +9,12 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from dataclasses import field as attribute
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from langgraph.store.base import (
@@ -31,7 +33,7 @@ from langgraph.store.base import (
     validate_op_namespace,
 )
 
-from agentdb import AsyncDatabase, ClosedError, Closing, Connection, Database, InvalidInputError
+from agentdb import AccessDeniedError, AsyncDatabase, ClosedError, Closing, Connection, Database, InvalidInputError
 from langgraph_agentdb.store_index import StoreIndex, StoreIndexConfig, Vectors
 from langgraph_agentdb.store_items import (
     ItemKey,
@@ -113,16 +115,22 @@ class AgentDBStore(Closing, BaseStore):
         index: StoreIndexConfig | Mapping[str, Any] | None = None,
         ttl: TTLConfig | None = None,
     ) -> None:
-        self._index = None if index is None else StoreIndex(index)
-        self.ttl_config = _ttl_config(ttl)
-        omits_expired = bool(ttl and ttl.get("omit_expired"))
-        embedded = self._index
+        embedded = None if index is None else StoreIndex(index)
+        config = _ttl_config(ttl)
+        omits_expired = bool(config and config.get("omit_expired"))
+        # First, because pickling takes attributes in their order, and the connection says why it cannot be.
         self._connection: Connection[Items] = Connection(
             db_or_path, lambda db: Items(db, embedded, omits_expired=omits_expired)
         )
+        self._index = embedded
+        self.ttl_config = config
         self._sweeping = threading.Lock()
         self._sweeper: tuple[threading.Thread, threading.Event, Future[None]] | None = None
         self._connection.on_close = self._end_sweeper
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return a copy that goes on in the same database by the same embedder, as a shallow one does."""
+        return copy(self)
 
     # --- batches ------------------------------------------------------------------------------------------------------
 
@@ -292,25 +300,28 @@ class AgentDBStore(Closing, BaseStore):
         """Sweep again and again in the background until `stop_ttl_sweeper` or `close`; cancelling the future ends it, too.
 
         Args:
-            sweep_interval_minutes: None: that of ``ttl``, or 5.
+            sweep_interval_minutes: more than 0; None: that of ``ttl``, or 5.
 
         Returns:
             A future that is done when the sweeper has ended; that of the running one, if there is one; one that is done
             already if the store was made without ``ttl``.
+
+        Raises:
+            InvalidInputError: the interval is no number of minutes above 0.
         """
+        interval = _checked_interval(sweep_interval_minutes, "sweep_interval_minutes")
         done: Future[None] = Future()
         if self.ttl_config is None:
             done.set_result(None)
             return done
-        minutes = sweep_interval_minutes or self.ttl_config.get("sweep_interval_minutes") or _SWEEP_MINUTES
-        interval = _checked_ttl(minutes, "sweep_interval_minutes")
+        minutes = interval or self.ttl_config.get("sweep_interval_minutes") or _SWEEP_MINUTES
         self._connection.check()
         with self._sweeping:
             if self._sweeper is not None and self._sweeper[0].is_alive():
                 return self._sweeper[2]
             stop = threading.Event()
             done.add_done_callback(lambda _: stop.set())
-            arguments = (weakref.ref(self), stop, done, 60.0 * (interval or 0.0))
+            arguments = (weakref.ref(self), stop, done, 60.0 * minutes)
             thread = threading.Thread(target=_sweep, args=arguments, daemon=True, name="agentdb-store-sweeper")
             self._sweeper = thread, stop, done
             thread.start()
@@ -346,12 +357,12 @@ def _sweep(store: weakref.ref[AgentDBStore], stop: threading.Event, done: Future
             break
         try:
             here.sweep_ttl()
-        except ClosedError:
+        except (ClosedError, AccessDeniedError):
             break
         except Exception:
             _LOGGER.exception("sweeping expired items failed; it is tried again")
         del here
-    if not done.done():
+    with suppress(InvalidStateError):  # it was cancelled
         done.set_result(None)
 
 
@@ -429,6 +440,13 @@ def _checked_ttl(value: Any, name: str) -> float | None:
     return float(value)
 
 
+def _checked_interval(value: Any, name: str) -> float | None:
+    minutes = _checked_ttl(value, name)
+    if minutes == 0:
+        raise InvalidInputError(f"{name} must be more than 0: there is no sweeping without a pause")
+    return minutes
+
+
 def _ttl_config(given: TTLConfig | None) -> TTLConfig | None:
     config: object = given
     if config is None:
@@ -444,8 +462,8 @@ def _ttl_config(given: TTLConfig | None) -> TTLConfig | None:
     for name in ("refresh_on_read", "omit_expired"):
         if not isinstance(config.get(name, False), bool):
             raise InvalidInputError(f"ttl: {name} must be a bool, not {type(config[name]).__name__}")
-    for name in ("default_ttl", "sweep_interval_minutes"):
-        _checked_ttl(config.get(name), f"ttl: {name}")
+    _checked_ttl(config.get("default_ttl"), "ttl: default_ttl")
+    _checked_interval(config.get("sweep_interval_minutes"), "ttl: sweep_interval_minutes")
     made: TTLConfig = {**config}  # type: ignore[typeddict-item]
     return made
 

@@ -121,6 +121,8 @@ _ROW_BYTES = 1_000
 _REFRESH_STEP = timedelta(seconds=1)
 """A life is not prolonged by less: a read must not cost a commit each time."""
 _SWEPT_AT_ONCE = 1_000
+_CANNOT_BE_MADE = (AccessDeniedError, UnavailableError)
+"""In a database that is read-only, in a snapshot of the caller's."""
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
@@ -396,7 +398,7 @@ class Items:
         self._columns = ColumnSets(db.config.resident_bytes // _RESIDENT_SHARE)
         self._index = index
         if index is not None:
-            with suppress(AccessDeniedError):  # read-only, and nothing was embedded yet
+            with suppress(*_CANNOT_BE_MADE):  # nothing was embedded yet
                 self._collection = self._opened()
         self._sized = (0.0, 0)
         """Until when the number of vectors counts as known, and what it is."""
@@ -486,10 +488,10 @@ class Items:
             return self._search_newest(request, condition)
 
     def _has_vectors(self) -> bool:
-        """Whether there is the collection, which only a read-only database may lack."""
+        """Whether there is the collection, which a database may lack that is only read here."""
         try:
             return self._vectors is not None
-        except AccessDeniedError:
+        except _CANNOT_BE_MADE:
             return False
 
     def _one_state(self) -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
+import pickle
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +22,7 @@ from support.store_suite import DIMS, embed
 from support.store_world import Clock, search_by
 
 import agentdb
-from agentdb import AccessDeniedError, ClosedError, Config, InvalidInputError
+from agentdb import AccessDeniedError, ClosedError, Config, InvalidInputError, UnavailableError
 from agentdb_embedders import HashingEmbedder
 from langgraph_agentdb import AgentDBCache, AgentDBSaver, AgentDBStore
 from langgraph_agentdb.batch import Batch
@@ -85,6 +87,152 @@ def test_a_read_only_database_without_vectors_finds_nothing_by_meaning(db_path, 
         store.put(("a",), "k", {"text": "red apple"})
     with agentdb.open(db_path, read_only=True) as db:
         assert names(AgentDBStore(db, index=INDEX).search(("a",), query="red apple")) == ["k"]
+
+
+# ------------------------------------------------------------------------------------- databases in which nothing is yet
+
+THREAD: Any = {"configurable": {"thread_id": "1", "checkpoint_ns": ""}}
+
+
+def everything_read(saver: AgentDBSaver, stores: Sequence[AgentDBStore], cache: AgentDBCache) -> list[Any]:
+    read = [GetOp(("a",), "k"), SearchOp(("a",)), SearchOp(("a",), query="x"), ListNamespacesOp()]
+    return [
+        saver.get_tuple(THREAD),
+        list(saver.list(None)),
+        saver.get_delta_channel_history(config=THREAD, channels=["a"]),
+        cache.get([(("n",), "k")]),
+        *(result for store in stores for op in read for result in store.batch([op])),
+        *(result for store in stores for result in store.batch(read)),
+    ]
+
+
+NOTHING = [None, [], {"a": {"writes": []}}, {}, *[None, [], [], []] * 4]
+
+
+def test_a_snapshot_of_a_database_without_tables_is_empty_to_readers(db):
+    """Also of one that gets them meanwhile: a snapshot stays what it is."""
+    saver, cache = AgentDBSaver(db), AgentDBCache(db)
+    stores = [AgentDBStore(db), AgentDBStore(db, index=INDEX)]
+    new: Any = {**empty_checkpoint(), "channel_values": {"x": 1}, "channel_versions": {"x": "1"}}
+
+    def write() -> None:
+        saver.put(THREAD, new, {"source": "loop"}, {"x": "1"})
+        for store in stores:
+            store.put(("a",), "k", {"text": "x"})
+        cache.set({(("n",), "k"): (1, None)})
+
+    with db.snapshot():
+        assert everything_read(saver, stores, cache) == NOTHING
+        for attempt in (write, lambda: stores[0].put(("a",), "k", {}), lambda: cache.set({(("n",), "k"): (1, None)})):
+            with pytest.raises(UnavailableError):
+                attempt()
+        writer = threading.Thread(target=write)
+        writer.start()
+        writer.join()
+        assert everything_read(saver, stores, cache) == NOTHING
+    assert saver.get_tuple(THREAD).checkpoint["channel_values"] == {"x": 1}
+    assert cache.get([(("n",), "k")]) == {(("n",), "k"): 1}
+    for store in stores:
+        assert names(store.search(("a",))) == ["k"]
+    assert names(stores[1].search(("a",), query="x")) == ["k"]
+
+
+def test_a_snapshot_without_vectors_has_items_all_the_same(db, where):
+    AgentDBStore(db).put(("a",), "k", {"text": "x"})
+    for mode in ("vector", "hybrid"):
+        store = AgentDBStore(db, index={**INDEX, "mode": mode})
+        with db.snapshot():
+            assert store.get(("a",), "k").value == {"text": "x"}
+            assert names(store.search(("a",))) == ["k"]
+            assert store.search(("a",), query="x") == []
+    store.put(("a",), "k", {"text": "x"})
+    with db.snapshot():
+        assert names(store.search(("a",), query="x")) == ["k"]
+
+
+def test_tables_that_were_rolled_back_are_nobodys_business(db):
+    """The jobs that tidy them up must not fail for it."""
+    saver, store, cache = AgentDBSaver(db), AgentDBStore(db, index=INDEX), AgentDBCache(db)
+
+    def fail() -> None:
+        with db.transaction():
+            saver.put(THREAD, empty_checkpoint(), {"source": "loop"}, {})
+            store.put(("a",), "k", {"text": "x"})
+            cache.set({(("n",), "k"): (1, 5)})
+            assert names(store.search(("a",), query="x")) == ["k"]
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    db.optimize()
+    assert everything_read(saver, [store, store], cache) == NOTHING
+    store.put(("a",), "k", {"text": "x"})
+    db.optimize()
+    assert names(store.search(("a",), query="x")) == ["k"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- copies
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda path: AgentDBSaver(path),
+        lambda path: AgentDBStore(path, index={**INDEX, "embed": lambda texts: embed(texts)}),
+        lambda path: AgentDBCache(path),
+    ],
+    ids=["saver", "store", "cache"],
+)
+def test_a_copy_goes_on_in_the_same_database_and_a_pickle_is_refused(db_path, make):
+    with make(db_path) as one:
+        copies = [copy.copy(one), copy.deepcopy(one), copy.deepcopy({"agent": [one]})["agent"][0]]
+        for number, other in enumerate([one, *copies]):
+            match other:
+                case AgentDBSaver():
+                    asyncio.run(other.aput(THREAD, {**empty_checkpoint(), "id": str(number)}, {"source": "loop"}, {}))
+                    assert len(list(one.list(THREAD))) == number + 1
+                case AgentDBStore():
+                    other.put(("a",), str(number), {"text": "x"})
+                    assert len(one.search(("a",), query="x")) == number + 1
+                case _:
+                    other.set({(("n",), "k"): (number, None)})
+                    assert one.get([(("n",), "k")]) == {(("n",), "k"): number}
+        with pytest.raises(TypeError, match="cannot be pickled: give the other process the path"):
+            pickle.dumps(one)
+    for other in copies:
+        with pytest.raises(ClosedError):
+            other.get_tuple(THREAD) if isinstance(other, AgentDBSaver) else other.get(*_GET[type(other)])
+
+
+_GET: dict[type, Any] = {AgentDBStore: (("a",), "k"), AgentDBCache: ([(("n",), "k")],)}
+
+
+# ------------------------------------------------------------------------------------------------------------ the sweeper
+
+
+@pytest.mark.parametrize("minutes", [0, 0.0, -1, math.nan, math.inf, "1", True])
+def test_an_interval_of_the_sweeper_that_is_none_is_refused(db_path, minutes):
+    for ttl in (None, {"sweep_interval_minutes": 1}):
+        with (
+            AgentDBStore(db_path, ttl=ttl) as store,
+            pytest.raises(InvalidInputError, match="sweep_interval_minutes"),
+        ):
+            store.start_ttl_sweeper(minutes)
+    with pytest.raises(InvalidInputError, match="ttl: sweep_interval_minutes"):
+        AgentDBStore(db_path, ttl={"sweep_interval_minutes": minutes})
+
+
+def test_the_sweeper_of_a_read_only_database_ends(db_path, caplog):
+    clock = Clock()
+    config = Config(maintenance=False, clock=clock)
+    with agentdb.open(db_path, config=config) as db:
+        AgentDBStore(db).put(("a",), "k", {}, ttl=1)
+    clock.now += timedelta(minutes=2)
+    with agentdb.open(db_path, config=config, read_only=True) as db:
+        store = AgentDBStore(db, ttl={"sweep_interval_minutes": 0.0005})
+        assert store.start_ttl_sweeper().result(60) is None
+        assert not caplog.records
+        assert store.get(("a",), "k").value == {}
 
 
 # --------------------------------------------------------------------------------------------------------------- filters

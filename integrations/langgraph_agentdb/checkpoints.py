@@ -260,7 +260,7 @@ class Checkpoints:
         for work in works:
             try:
                 outcomes.append(work.run(unit))
-            except ConflictError as error:
+            except (ConflictError, IntegrityError) as error:  # of this thread alone: those of others go on
                 outcomes.append(error)
         unit.write()
         return outcomes
@@ -273,7 +273,8 @@ class Checkpoints:
             new: what.
             is_fenced: raise `ConflictError` where it is no child of the newest checkpoint and not meant to branch off.
         """
-        for text in (*place, new.checkpoint_id, new.parent, new.run_id, *new.fresh, *new.known):
+        versions = (*new.known.values(), *(version for version, _ in new.fresh.values()))
+        for text in (*place, new.checkpoint_id, new.parent, new.run_id, *new.fresh, *new.known, *versions):
             _check_text(text)
         ROWS.encode_key((*place, new.checkpoint_id))
         fresh: dict[str, tuple[Version, Row]] = {}
@@ -794,17 +795,17 @@ def _shared(known: Mapping[str, Version], parents: Mapping[str, _Ref]) -> dict[s
     return shared
 
 
-def _check_text(text: str | None) -> None:
+def _check_text(text: Version) -> None:
     """Refuse what cannot be stored before anything is written.
 
     Raises:
         InvalidInputError: it holds a lone surrogate.
     """
-    if text is not None and not text.isascii():
+    if isinstance(text, str) and not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise InvalidInputError("an id or the name of a channel holds a lone surrogate") from None
+            raise InvalidInputError("an id, or the name or version of a channel, holds a lone surrogate") from None
 
 
 def _body(contents: Mapping[str, bytes], refs: Mapping[str, _Ref]) -> bytes:

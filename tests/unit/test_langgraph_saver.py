@@ -286,13 +286,14 @@ def test_ids_that_cannot_be(saver, config):
     assert list(saver.list(None)) == []
 
 
-@pytest.mark.parametrize("where", ["id", "task", "channel", "path", "value", "run"])
+@pytest.mark.parametrize("where", ["id", "task", "channel", "path", "value", "version", "run"])
 def test_lone_surrogates_write_nothing(db, saver, where):
     good = put(saver, place(), {"x": 1})
     bad = "a\ud800"
     calls = {
         "id": lambda: put(saver, place(), {"x": 1}, id=bad),
         "value": lambda: put(saver, place(), {bad: "x" * 500}),
+        "version": lambda: saver.put(good, checkpoint({"x": 2}, {"x": bad}), {}, {"x": bad}),
         "run": lambda: put(saver, place(), {"x": 1}, metadata={"run_id": bad}),
         "channel": lambda: saver.put_writes(good, [(bad, 1)], "task", "path"),
         "task": lambda: saver.put_writes(good, [("x", 1)], bad, "path"),
@@ -818,6 +819,22 @@ def test_a_failed_commit_fails_everyone_who_waits(db_path, monkeypatch):
             assert len((await saver.aget_tuple(first)).pending_writes) == 1
 
     asyncio.run(main())
+
+
+def test_a_damaged_thread_fails_no_other_of_its_commit(db, saver):
+    configs = [put(saver, place(thread), {"x": 0}) for thread in "abc"]
+    saver.put_writes(configs[1], [("x", 1)], "before")
+    checkpoints = saver._connection()
+    (row,) = checkpoints._pending.scan()
+    checkpoints._pending.put({**row, "writes": b"\x00no writes"})
+    # As tasks hand them over: all in one transaction.
+    works = [saver._writing(config, [("x", 1)], "task", "")[1]() for config in configs]
+    outcomes = checkpoints.commit_all(works)
+    assert [type(one) for one in outcomes] == [bool, IntegrityError, bool]
+    for config in (configs[0], configs[2]):
+        assert saver.get_tuple(config).pending_writes == [("task", "x", 1)]
+    with pytest.raises(IntegrityError):
+        saver.put_writes(configs[1], [("x", 1)], "task")
 
 
 def test_the_event_loop_is_never_blocked(db_path):

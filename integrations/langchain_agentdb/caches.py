@@ -275,6 +275,8 @@ class AgentDBSemanticCache(Closing, BaseCache):
         return await self._connection.run("read", lambda: self._nearest(asked, vector, llm_string))
 
     def _nearest(self, asked: _Asked, vector: Sequence[float], llm_string: str) -> list[Generation] | None:
+        if not any(vector):  # of no direction: near to nothing
+            return None
         prompts = self._connection()
         mine = (field("model") == _digest(llm_string)) & (field("frame") == asked.frame)
         mine &= ~(field("expires_at") <= _now(prompts.db).timestamp())
@@ -317,7 +319,7 @@ class AgentDBSemanticCache(Closing, BaseCache):
         vector: Sequence[float] | None,
     ) -> None:
         answer = pack_generations(return_val, self._classes)
-        if asked is not None and vector is not None:
+        if asked is not None and vector is not None and any(vector):
             prompts = self._connection()
             model = _digest(llm_string)
             metadata: dict[str, Any] = {

@@ -60,19 +60,36 @@ def allowed(extra: Iterable[type[BaseMessage]] = ()) -> Messages:
     return found
 
 
+_INTEGER = 1
+"""The code of whole numbers of more than 64 bits, which JSON has and msgpack has not."""
+
+
 def _pack(value: Any, what: str) -> bytes:
     try:
-        packed: bytes = msgpack.packb(value)
+        # Half a pair of surrogates is what models make of an emoji that they were cut off in.
+        packed: bytes = msgpack.packb(value, default=_large_integer, unicode_errors="surrogatepass")
     except (TypeError, ValueError, OverflowError) as error:
         raise InvalidInputError(f"{what} holds what cannot be stored: {error}") from None
     return packed
 
 
+def _large_integer(value: Any) -> msgpack.ExtType:
+    if isinstance(value, int):
+        return msgpack.ExtType(_INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big", signed=True))
+    raise TypeError(f"{type(value).__name__} is neither text, number, bytes, list nor map")
+
+
 def _unpack(data: bytes) -> Any:
     try:
-        return msgpack.unpackb(data, strict_map_key=False)
+        return msgpack.unpackb(data, strict_map_key=False, ext_hook=_extension, unicode_errors="surrogatepass")
     except (ValueError, msgpack.UnpackException):
         raise IntegrityError("a stored message cannot be read") from None
+
+
+def _extension(code: int, data: bytes) -> int:
+    if code != _INTEGER:
+        raise ValueError("an unknown extension")
+    return int.from_bytes(data, "big", signed=True)
 
 
 def _plain(message: BaseMessage, classes: Messages) -> list[Any]:
@@ -153,7 +170,7 @@ def unpack_generations(data: bytes, classes: Messages) -> list[Generation]:
 def _generation(plain: Any, classes: Messages) -> Generation:
     name, values = _pair(plain)
     info, content = _pair(values)
-    if not (info is None or isinstance(info, dict)):
+    if not (info is None or (isinstance(info, dict) and all(isinstance(key, str) for key in info))):
         raise IntegrityError("a stored answer cannot be read")
     chat = _CHAT_GENERATIONS.get(name) if isinstance(name, str) else None
     if chat is not None:

@@ -36,7 +36,7 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 from pydantic import BaseModel
 
 import agentdb
-from agentdb import AccessDeniedError, Config, IntegrityError, InvalidInputError
+from agentdb import AccessDeniedError, Config, IntegrityError, InvalidInputError, UnavailableError
 from agentdb_embedders import HashingEmbedder
 from langchain_agentdb import (
     AgentDBByteStore,
@@ -76,7 +76,15 @@ MESSAGES: list[BaseMessage] = [
     SystemMessage("be brief 🙂\0"),
     AIMessage(
         "",
-        tool_calls=[{"name": "add", "args": {"a": 1, "b": [2.5, None]}, "id": "call 1", "type": "tool_call"}],
+        # All that a model can say in JSON: whole numbers of any length, and half of an emoji.
+        tool_calls=[
+            {
+                "name": "add",
+                "args": {"a": [1, 2**70, -(2**64)], "b": [2.5, None, "\ud83d"]},
+                "id": "1",
+                "type": "tool_call",
+            }
+        ],
         usage_metadata={"input_tokens": 3, "output_tokens": 4, "total_tokens": 7},
         response_metadata={
             "logprobs": [-0.5, float("-inf")],
@@ -298,6 +306,8 @@ FORGED = [
     msgpack.packb([["Generation", ["info", "x"]]]),
     msgpack.packb([{"lc": 1, "type": "constructor", "id": ["langchain", "llms", "OpenAI"], "kwargs": {}}]),
     msgpack.packb([["Generation", [None, "x"], "more"]]),
+    msgpack.packb([["Generation", [{1: "x"}, "x"]]]),
+    msgpack.packb([["Generation", [{"a": msgpack.ExtType(2, b"os.system")}, "x"]]]),
 ]
 
 
@@ -391,6 +401,23 @@ def test_a_question_in_other_words_gets_the_same_answer(db_path: Path) -> None:
         cache.update("What is the capital?", "m", [Generation(text="Lisbon")])
         cache.clear()
         assert cache.lookup("Name the capital", "m") is None
+
+
+def test_a_prompt_without_a_direction_is_met_to_the_letter_only(db_path: Path) -> None:
+    class Words(Embeddings):
+        def embed_query(self, text: str) -> list[float]:
+            return [float(one in text) for one in ("capital", "weather")]
+
+        def embed_documents(self, texts: list[str]) -> list[list[float]]:
+            return [self.embed_query(one) for one in texts]
+
+    with AgentDBSemanticCache(Words(), db_path) as cache:
+        for prompt in ("capital", "hello", "goodbye"):
+            assert cache.lookup(prompt, "m") is None
+            cache.update(prompt, "m", [Generation(text=prompt)])
+        for prompt in ("capital", "hello", "goodbye"):
+            assert cache.lookup(prompt, "m") == [Generation(text=prompt)]
+        assert cache.lookup("a capital", "m") == [Generation(text="capital")]
 
 
 def test_long_prompts_are_met_to_the_letter_only(db_path: Path) -> None:
@@ -638,3 +665,43 @@ def test_a_read_only_database_without_tables_is_empty_to_readers_and_closed_to_w
         ):
             with pytest.raises(AccessDeniedError):
                 write()
+
+
+def test_a_snapshot_of_before_the_first_write_is_empty_to_readers(db_path: Path) -> None:
+    with agentdb.open(db_path) as db:
+        store, history, cache = AgentDBByteStore(db), AgentDBChatMessageHistory(db, session_id="1"), AgentDBLLMCache(db)
+        alike, records = AgentDBSemanticCache(HashingEmbedder(), db), AgentDBRecordManager(db, namespace="n")
+        vectors = AgentDBVectorStore(HashingEmbedder(), db)
+
+        def fill() -> None:
+            store.mset([("a", b"1")])
+            history.add_messages([HumanMessage("x")])
+            for one in (cache, alike):
+                one.update("p", "m", [Generation(text="x")])
+            records.update(["a"])
+            vectors.add_texts(["x"], ids=["a"])
+
+        def found() -> list[bool]:
+            return [
+                store.mget(["a"]) == [b"1"],
+                list(store.yield_keys()) == ["a"],
+                history.messages != [],
+                cache.lookup("p", "m") is not None,
+                alike.lookup("p", "m") is not None,
+                records.exists(["a"]) == [True],
+                records.list_keys() == ["a"],
+                vectors.get_by_ids(["a"]) != [],
+                vectors.similarity_search("x") != [],
+            ]
+
+        with db.snapshot():
+            assert not any(found())
+            with pytest.raises(UnavailableError, match="leave its block before you write"):
+                fill()
+            other = threading.Thread(target=fill)
+            other.start()
+            other.join()
+            assert not any(found()), "it sees one state, whatever others write meanwhile"
+        assert all(found())
+        with db.snapshot():
+            assert all(found())

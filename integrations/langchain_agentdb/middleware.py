@@ -40,6 +40,8 @@ _HEADER = (
     "now counts more:"
 )
 _KNOWN_MESSAGES = 1_000
+_MAX_CHARS = 1_000_000
+"""Of a message that is remembered: what is longer is a document and no conversation."""
 
 
 class MemoryState(AgentState[Any]):
@@ -53,8 +55,9 @@ class AgentDBMemoryMiddleware(Closing, AgentMiddleware[MemoryState, Any, Any]):
 
     Before each turn it recalls what matters to the user's message and shows it to the model behind the system prompt; the
     messages themselves stay as they are, and what is among them is not shown twice. After the turn it remembers what the user
-    said and what the agent answered, in the session that is called as the thread. One agent may serve any number of users and
-    threads at once: whose memories a run sees is read from its config, every time.
+    said and what the agent answered, in the session that is called as the thread; messages of more than a million characters are
+    left out. One agent may serve any number of users and threads at once: whose memories a run sees is read from its config,
+    every time.
 
     Args:
         db_or_path: an open database, which stays the caller's to close, or the path of one.
@@ -182,7 +185,8 @@ class AgentDBMemoryMiddleware(Closing, AgentMiddleware[MemoryState, Any, Any]):
 
 
 def _text(message: BaseMessage) -> str:
-    return str(message.text).strip()
+    # A lone surrogate, half of an emoji, is in no text that can be stored: a question mark stands for it.
+    return str(message.text).strip().encode(errors="replace").decode()
 
 
 def _turn(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
@@ -192,7 +196,8 @@ def _turn(messages: Sequence[AnyMessage]) -> list[AnyMessage]:
         start -= 1
     while start and isinstance(messages[start - 1], HumanMessage):
         start -= 1
-    return [one for one in messages[start:] if isinstance(one, HumanMessage | AIMessage) and _text(one)]
+    spoken = (one for one in messages[start:] if isinstance(one, HumanMessage | AIMessage))
+    return [one for one in spoken if 0 < len(_text(one)) <= _MAX_CHARS]
 
 
 def _unseen(messages: Sequence[AnyMessage]) -> Filter | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Annotated, Literal
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import BaseTool, BaseToolkit, StructuredTool
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StringConstraints
 
 from agentdb import AsyncDatabase, Closing, Connection, Database, InvalidInputError
 from langchain_agentdb.scopes import Scope, UserId, session_of
@@ -16,10 +16,12 @@ __all__ = ["AgentDBMemoryToolkit"]
 
 MemoryType = Literal["episodic", "semantic", "procedural"]
 _ANSWER_TOKENS = 1_000
+# What a model gets wrong is told to the model, as any argument that does not fit the tool, and ends nobody's run.
+Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100_000)]
 
 
 class _Remember(BaseModel):
-    content: str = Field(description="One fact, in a sentence that can be understood without the conversation.")
+    content: Words = Field(description="One fact, in a sentence that can be understood without the conversation.")
     memory_type: MemoryType = Field(
         default="semantic",
         description="semantic: a fact; episodic: something that happened; procedural: how something is done.",
@@ -27,7 +29,7 @@ class _Remember(BaseModel):
 
 
 class _Recall(BaseModel):
-    query: str = Field(description="What you want to know, as a question or in keywords.")
+    query: Words = Field(description="What you want to know, as a question or in keywords.")
 
 
 class AgentDBMemoryToolkit(Closing, BaseToolkit):

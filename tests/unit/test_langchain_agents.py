@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,19 +19,23 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.runnables import ConfigurableField, RunnableConfig
 from langgraph.types import Command, interrupt
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 import agentdb
 from agentdb import AccessDeniedError, ClosedError, Config, InvalidInputError, field
 from agentdb_embedders import HashingEmbedder
 from langchain_agentdb import (
+    AgentDBByteStore,
     AgentDBChatMemory,
+    AgentDBChatMessageHistory,
     AgentDBDocumentIndex,
     AgentDBLLMCache,
     AgentDBMemoryMiddleware,
     AgentDBMemoryRetriever,
     AgentDBMemoryToolkit,
+    AgentDBRecordManager,
     AgentDBRetriever,
+    AgentDBSemanticCache,
     AgentDBVectorMemory,
     AgentDBVectorStore,
 )
@@ -261,6 +266,38 @@ def test_the_model_calls_the_tools_and_cannot_choose_whose_memory(db: agentdb.Da
         assert asked["messages"][-1].text == "recall: Nothing is remembered about that."
 
 
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+def test_what_the_model_gets_wrong_is_told_to_the_model(db: agentdb.Database, way: str) -> None:
+    wrong = [
+        {"name": name, "args": {key: value}, "id": f"{name} {i}"}
+        for name, key in (("remember", "content"), ("recall", "query"))
+        for i, value in enumerate(["", " \n", "\ud83d", "x" * 100_001, 3, None])
+    ]
+    wrong.append({"name": "remember", "args": {"content": "x", "memory_type": "eternal"}, "id": "type"})
+
+    def script(messages: list[BaseMessage]) -> AIMessage:
+        return AIMessage("Sorry.") if isinstance(messages[-1], ToolMessage) else AIMessage("", tool_calls=wrong)
+
+    with AgentDBMemoryMiddleware(db, agent_id="helper", has_tools=True, remembers=False) as memory:
+        agent = create_agent(Scripted(script=script), middleware=[memory])
+        result = asyncio.run(agent.ainvoke(say("Go on"))) if way == "ainvoke" else agent.invoke(say("Go on"))
+    told = [one for one in result["messages"] if isinstance(one, ToolMessage)]
+    assert [one.status for one in told] == ["error"] * len(wrong)
+    assert all("content" in one.text or "query" in one.text or "memory_type" in one.text for one in told)
+    assert result["messages"][-1].text == "Sorry."
+    assert db.memories.list(agent_id="helper") == []
+
+
+def test_no_message_ends_a_run_because_it_cannot_be_remembered(db: agentdb.Database) -> None:
+    with AgentDBMemoryMiddleware(db, agent_id="helper") as memory:
+        for said, answered in (("half \ud83d", "\ud83d"), ("\0", "a"), ("x" * 1_000_001, "y" * 1_000_001), ("!", "b")):
+            agent = create_agent(Scripted(script=lambda _, answered=answered: AIMessage(answered)), middleware=[memory])
+            assert agent.invoke(say(said), run("ann", "t1"))["messages"][-1].text == answered
+            assert asyncio.run(agent.ainvoke(say(said), run("ann", "t2")))["messages"][-1].text == answered
+    kept = db.memories.list(agent_id="helper", user_id="ann", session_id="t1")
+    assert sorted(one.text for one in kept) == sorted(["half ?", "?", "\0", "a", "!", "b"])
+
+
 def test_tools_by_themselves(db_path: Path) -> None:
     with (
         agentdb.open(db_path, embedder=HashingEmbedder(64)) as db,
@@ -425,6 +462,52 @@ def test_copies_and_configured_retrievers_share_the_database(db_path: Path) -> N
         assert repr(retriever) == f"AgentDBRetriever({str(db_path)!r})"
     with pytest.raises(ClosedError):
         configured.with_config(configurable={"k": 1}).invoke("tea")
+
+
+def test_a_retriever_searches_what_it_says_it_does(db: agentdb.Database) -> None:
+    for name in ("one", "two"):
+        db.collection(name).upsert([name], texts=["tea"])
+    retriever = AgentDBRetriever(db, collection="one")
+    assert [one.id for one in retriever.invoke("tea")] == ["one"]
+    assert [one.id for one in retriever.model_copy(update={"collection": "two"}).invoke("tea")] == ["two"]
+    retriever.collection = "two"
+    assert [one.id for one in retriever.invoke("tea")] == ["two"]
+    retriever.collection = None
+    with pytest.raises(InvalidInputError, match="name the collection"):
+        retriever.invoke("tea")
+    for name, value in (("documents", True), ("db_or_path", db.path), ("embedding", HashingEmbedder(8))):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(retriever, name, value)
+
+
+def test_whatever_is_copied_goes_on_in_its_database_and_says_why_it_cannot_be_pickled(db: agentdb.Database) -> None:
+    store = AgentDBVectorStore(None, db)
+    store.add_texts(["tea"], ids=["a"])
+    kit = AgentDBMemoryToolkit(db, agent_id="a")
+    for one in (
+        store,
+        store.as_retriever(),
+        AgentDBRetriever(db, collection="langchain"),
+        AgentDBMemoryRetriever(db, agent_id="a"),
+        AgentDBMemoryMiddleware(db, agent_id="a", has_tools=True),
+        kit,
+        kit.get_tools()[0],
+        AgentDBChatMessageHistory(db, session_id="s"),
+        AgentDBLLMCache(db),
+        AgentDBSemanticCache(None, db),
+        AgentDBByteStore(db),
+        AgentDBRecordManager(db, namespace="n"),
+        AgentDBDocumentIndex(None, db),
+        AgentDBChatMemory(db, session_id="s"),
+        AgentDBVectorMemory(None, db, session_id="s"),
+    ):
+        assert type(copy.copy(one)) is type(copy.deepcopy(one)) is type(one)
+        with pytest.raises(TypeError, match=r"cannot be pickled: (give the other process the path|name the embedder)"):
+            pickle.dumps(one)
+    records = AgentDBRecordManager(db, namespace="n")
+    copy.deepcopy(records).update(["a"])
+    assert records.exists(["a"]) == [True]
+    assert [one.id for one in copy.deepcopy(store).similarity_search("tea")] == ["a"]
 
 
 def test_a_configured_user_is_a_wall(db: agentdb.Database) -> None:

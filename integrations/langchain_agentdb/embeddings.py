@@ -35,8 +35,9 @@ class AgentDBEmbeddings(Embeddings):
             raise InvalidInputError(
                 f"embedder must be an agentdb.Embedder or the name of one, not {type(embedder).__name__}"
             )
+        self._given = embedder
         self._made = None if embedder is None or isinstance(embedder, str) else embedder
-        self._make: Callable[[], Embedder] = lambda: load_embedder(embedder if isinstance(embedder, str) else None)
+        self._make: Callable[[], Embedder] | None = None
         self._mutex = threading.Lock()
 
     @classmethod
@@ -46,9 +47,23 @@ class AgentDBEmbeddings(Embeddings):
         made._make = make
         return made
 
-    def __deepcopy__(self, memo: object) -> Self:
+    def __copy__(self) -> Self:
         """Return itself: a model is there once."""
         return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return itself, as a shallow copy is."""
+        return self
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Embedder | str | None]]:
+        """Be pickled as what it was made of: the name of an embedder, or one that can be pickled.
+
+        Raises:
+            TypeError: it is the embedder of an open database.
+        """
+        if self._make is not None:
+            raise TypeError("the embeddings of an open database cannot be pickled: name the embedder instead")
+        return type(self), (self._given,)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({'' if self._made is None else repr(self._made)})"
@@ -62,7 +77,8 @@ class AgentDBEmbeddings(Embeddings):
         """
         with self._mutex:
             if self._made is None:
-                self._made = self._make()
+                name = self._given if isinstance(self._given, str) else None
+                self._made = load_embedder(name) if self._make is None else self._make()
             return self._made
 
     def matrix(self, texts: Sequence[str], kind: EmbedKind = "document") -> npt.NDArray[np.float32]:

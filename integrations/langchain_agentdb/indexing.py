@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, Self
 
 import pyarrow as pa
 from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.indexing import DeleteResponse, DocumentIndex, RecordManager, UpsertResponse
-from pydantic import ConfigDict, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from agentdb import (
     And,
@@ -28,7 +28,7 @@ from agentdb import (
     TableSchema,
     field,
 )
-from langchain_agentdb.vector_store import AgentDBVectorStore
+from langchain_agentdb.vector_store import AgentDBVectorStore, possible_ids, strings
 
 __all__ = ["AgentDBDocumentIndex", "AgentDBRecordManager"]
 
@@ -88,9 +88,13 @@ class AgentDBRecordManager(Closing, RecordManager):
         if not isinstance(given, str):
             raise InvalidInputError(f"namespace must be a str, not {type(namespace).__name__}")
         super().__init__(namespace)
+        self._connection = Connection(db_or_path, _Records.of)
         self._latest = 0.0
         self._mutex = threading.Lock()
-        self._connection = Connection(db_or_path, _Records.of)
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return itself: there is one time in a namespace."""
+        return self
 
     def create_schema(self) -> None:
         """Make the tables, if they are not there yet; every call that writes does it, too."""
@@ -131,7 +135,7 @@ class AgentDBRecordManager(Closing, RecordManager):
         Raises:
             InvalidInputError: there are more or fewer group ids than keys, a key is no string, or it is earlier.
         """
-        listed = _strings("keys", keys)
+        listed = strings("keys", keys)
         groups = None if group_ids is None else list(group_ids)
         if groups is not None and len(groups) != len(listed):
             raise InvalidInputError(f"group_ids must be as many as the keys: {len(listed)}, not {len(groups)}")
@@ -168,7 +172,7 @@ class AgentDBRecordManager(Closing, RecordManager):
 
     def exists(self, keys: Sequence[str]) -> list[bool]:
         """Return whether each of these keys is recorded."""
-        wanted = [(self.namespace, one) for one in _strings("keys", keys)]
+        wanted = [(self.namespace, one) for one in strings("keys", keys)]
         records = self._connection.found()
         rows = [None] * len(wanted) if records is None else records.records.get_many(wanted)
         return [row is not None for row in rows]
@@ -199,7 +203,7 @@ class AgentDBRecordManager(Closing, RecordManager):
         if after is not None:
             mine.append(field("updated_at") > after)
         if group_ids is not None:
-            mine.append(field("group_id").in_(_strings("group_ids", group_ids)))
+            mine.append(field("group_id").in_(strings("group_ids", group_ids)))
         records = self._connection.found()
         rows = () if records is None else records.records.scan(And(*mine), order_by="key", limit=limit, columns=["key"])
         return [row["key"] for row in rows]
@@ -219,7 +223,7 @@ class AgentDBRecordManager(Closing, RecordManager):
 
     def delete_keys(self, keys: Sequence[str]) -> None:
         """Remove the records of these keys, all or none; those that do not exist are passed over."""
-        doomed = [(self.namespace, one) for one in _strings("keys", keys)]
+        doomed = [(self.namespace, one) for one in strings("keys", keys)]
         if doomed:
             self._connection().records.delete_many(doomed)
 
@@ -231,15 +235,21 @@ class AgentDBRecordManager(Closing, RecordManager):
 class AgentDBDocumentIndex(Closing, DocumentIndex):
     """Documents by id, found by a query: an `AgentDBVectorStore` as LangChain's document index, which is a retriever, too.
 
+    Copies, those of ``configurable_fields`` among them, share the vector store.
+
     Args:
         embedding: as `AgentDBVectorStore` takes it, like the others.
-        db_or_path: an open database, which stays the caller's to close, or the path of one.
+        db_or_path: an open database, which stays the caller's to close, or the path of one; or a vector store to share, with
+            its collection, its embedding and its metric.
         collection: its name.
         metric: of a new collection.
-        mode: how documents are found.
-        rerank: see `AgentDBVectorStore`.
+        mode: how documents are found; None: as the vector store finds them, by their vectors.
+        rerank: see `AgentDBVectorStore`; None: as the vector store does.
         k: how many documents a query finds; ``invoke(query, k=...)`` says it for one.
         filter: only documents that match; ``invoke(query, filter=...)`` says it for one.
+
+    Raises:
+        InvalidInputError: an argument cannot be accepted.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -248,25 +258,37 @@ class AgentDBDocumentIndex(Closing, DocumentIndex):
     """How many documents a query finds."""
     filter: Any = None
     """Only documents that match."""
-    _store: AgentDBVectorStore = PrivateAttr()
+    mode: Literal["vector", "text", "hybrid"] | None = None
+    """How they are found."""
+    rerank: Any = None
+    """Who has the last word on their order."""
+    # What LangChain makes an index of with other options: it reads them here and passes them to the constructor.
+    db_or_path: AgentDBVectorStore = Field(exclude=True, repr=False, frozen=True)
+    embedding: Any = Field(exclude=True, repr=False, frozen=True)
     _connection: Connection[NamedCollection] = PrivateAttr()
 
     def __init__(
         self,
         embedding: Embeddings | Any | None,
-        db_or_path: Database | AsyncDatabase | str | os.PathLike[str],
+        db_or_path: Database | AsyncDatabase | str | os.PathLike[str] | AgentDBVectorStore,
         *,
         collection: str = "langchain",
         metric: CollectionMetric | None = None,
-        mode: Literal["vector", "text", "hybrid"] = "vector",
-        rerank: Any = None,
         **fields: Any,
     ) -> None:
-        super().__init__(**fields)
-        self._store = AgentDBVectorStore(
-            embedding, db_or_path, collection=collection, metric=metric, mode=mode, rerank=rerank
-        )
-        self._connection = self._store._connection
+        if isinstance(db_or_path, AgentDBVectorStore):
+            store = db_or_path
+            if (collection, metric) != ("langchain", None) or embedding not in (None, store.embeddings):
+                raise InvalidInputError("embedding, collection and metric are those of the vector store")
+        else:
+            store = AgentDBVectorStore(embedding, db_or_path, collection=collection, metric=metric)
+        shared: dict[str, Any] = {"db_or_path": store, "embedding": store.embeddings}
+        super().__init__(**fields, **shared)
+        self._connection = store._connection
+
+    @property
+    def _store(self) -> AgentDBVectorStore:
+        return self.db_or_path
 
     def upsert(self, items: Sequence[Document], /, **kwargs: Any) -> UpsertResponse:
         """Store documents in the place of those with their ids, all or none; return their ids in order.
@@ -293,7 +315,7 @@ class AgentDBDocumentIndex(Closing, DocumentIndex):
         """
         if kwargs or ids is None:
             raise InvalidInputError("delete takes ids, and nothing else")
-        doomed = list(dict.fromkeys(_strings("ids", ids)))
+        doomed = possible_ids(ids)
         named = self._connection()
 
         def work(found: Collection) -> list[str]:
@@ -321,23 +343,16 @@ class AgentDBDocumentIndex(Closing, DocumentIndex):
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
         del run_manager
-        return self._store.similarity_search(query, **{"k": self.k, "filter": self.filter, **kwargs})
+        return self._store.similarity_search(query, **{**self._options, **kwargs})
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
         del run_manager
-        return await self._store.asimilarity_search(query, **{"k": self.k, "filter": self.filter, **kwargs})
+        return await self._store.asimilarity_search(query, **{**self._options, **kwargs})
 
-
-def _strings(name: str, values: Sequence[str]) -> list[str]:
-    given_values: object = values
-    if isinstance(given_values, str) or not isinstance(given_values, Iterable):
-        shown = "one string" if isinstance(given_values, str) else type(given_values).__name__
-        raise InvalidInputError(f"{name} must be a list of strings, not {shown}")
-    listed = list(values)
-    for i, one in enumerate(listed):
-        given: object = one
-        if not isinstance(given, str):
-            raise InvalidInputError(f"{name}[{i}] must be a str, not {type(given).__name__}")
-    return listed
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            name: getattr(self, name) for name in ("k", "filter", "mode", "rerank") if getattr(self, name) is not None
+        }

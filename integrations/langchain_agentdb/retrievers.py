@@ -62,17 +62,16 @@ class AgentDBRetriever(Closing, BaseRetriever):
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     collection: str | None = None
-    documents: bool = False
+    documents: bool = Field(default=False, frozen=True)
     k: int = 4
     mode: Mode = "hybrid"
     rerank: Any = None
     filter: Any = None
     # What LangChain makes a retriever of with other options: it reads them here and passes them to the constructor.
-    db_or_path: Any = Field(exclude=True, repr=False)
-    embedding: Any = Field(default=None, exclude=True, repr=False)
+    db_or_path: Any = Field(exclude=True, repr=False, frozen=True)
+    embedding: Any = Field(default=None, exclude=True, repr=False, frozen=True)
     _embeddings: Embeddings | None = PrivateAttr(default=None)
     _connection: Connection[Database] = PrivateAttr()
-    _prepare: Callable[[Database], NamedCollection] = PrivateAttr()
     _prepared: NamedCollection | None = PrivateAttr(default=None)
 
     def __init__(
@@ -85,15 +84,11 @@ class AgentDBRetriever(Closing, BaseRetriever):
         connection = _connected(db_or_path)
         shared: dict[str, Any] = {"db_or_path": connection, "embedding": embedding}
         super().__init__(**fields, **shared)
-        if self.collection is None and not self.documents:
-            raise InvalidInputError("name the collection, or ask for documents=True")
         if self.documents and embedding is not None:
             raise InvalidInputError("embedding: documents are embedded by the embedder that they were ingested with")
-        self._embeddings = given = as_embeddings(embedding)
-        name = "documents" if self.collection is None else self.collection
-        made_by = None if given is None else embedder_of(given)
-        self._prepare = NamedCollection.prepare(name, embedder=made_by)
+        self._embeddings = as_embeddings(embedding)
         self._connection = connection
+        self._named()
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
@@ -111,6 +106,16 @@ class AgentDBRetriever(Closing, BaseRetriever):
         vector = await self._embeddings.aembed_query(query) if self._needs_vector(options) else None  # type: ignore[union-attr]
         return await self._connection.run("read", lambda: self._found(query, vector, options))
 
+    @property
+    def _name(self) -> str:
+        if self.collection is None and not self.documents:
+            raise InvalidInputError("name the collection, or ask for documents=True")
+        return "documents" if self.collection is None else self.collection
+
+    def _named(self) -> Callable[[Database], NamedCollection]:
+        made_by = None if self._embeddings is None else embedder_of(self._embeddings)
+        return NamedCollection.prepare(self._name, embedder=made_by)
+
     def _needs_vector(self, options: Mapping[str, Any]) -> bool:
         return self._embeddings is not None and options["mode"] != "text"
 
@@ -122,8 +127,8 @@ class AgentDBRetriever(Closing, BaseRetriever):
 
     def _found(self, query: str, vector: Any, options: dict[str, Any]) -> list[Document]:
         db, source = self._connection(), self._prepared
-        if source is None:
-            source = self._prepared = self._prepare(db)
+        if source is None or source.name != self._name:
+            source = self._prepared = self._named()(db)
         if self.documents:
             passages = db.documents.search(query, collection=source.name, **options)
             return [_passage_document(one) for one in passages]
@@ -194,7 +199,7 @@ class AgentDBMemoryRetriever(Closing, BaseRetriever):
     token_budget: int | None = None
     reinforce: bool = True
     # As above.
-    db_or_path: Any = Field(exclude=True, repr=False)
+    db_or_path: Any = Field(exclude=True, repr=False, frozen=True)
     _connection: Connection[Database] = PrivateAttr()
 
     def __init__(

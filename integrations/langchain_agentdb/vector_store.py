@@ -33,7 +33,7 @@ from agentdb import (
 from langchain_agentdb.embeddings import AgentDBEmbeddings, as_embeddings, embedder_of
 from langchain_agentdb.filters import to_filter
 
-__all__ = ["AgentDBVectorStore", "to_document"]
+__all__ = ["AgentDBVectorStore", "possible_ids", "strings", "to_document"]
 
 Mode = Literal["vector", "text", "hybrid"]
 Vectors = Sequence[Sequence[float]] | npt.NDArray[Any]
@@ -43,6 +43,8 @@ _SEARCH_OPTIONS = frozenset(
     {"filter", "mode", "fusion", "weights", "rerank", "group_by", "offset", "vector_name", "exact"}
 )
 _MMR_OPTIONS = frozenset({"filter", "vector_name", "exact"})
+_MAX_ID_CHARS = 1_024
+"""Of a collection's rows."""
 
 
 class _Rows(NamedTuple):
@@ -254,7 +256,7 @@ class AgentDBVectorStore(Closing, VectorStore):
         if filter is not None and condition is None:
             raise InvalidInputError("filter must not be empty; delete() deletes all documents")
         if ids is not None:
-            listed = _ids(ids)
+            listed = possible_ids(ids)
             self._connection().read(lambda found: found.delete(listed))
         else:
             self._connection().read(lambda found: found.delete(filter=And() if condition is None else condition))
@@ -278,7 +280,7 @@ class AgentDBVectorStore(Closing, VectorStore):
         Raises:
             InvalidInputError: the ids are no sequence of strings.
         """
-        listed = list(dict.fromkeys(_ids(ids)))
+        listed = possible_ids(ids)
         found = self._connection().read(lambda one: one.get_many(listed, include=("text", "metadata")))
         return [
             Document(id=one.id, page_content=one.text or "", metadata=dict(one.metadata))
@@ -334,7 +336,7 @@ class AgentDBVectorStore(Closing, VectorStore):
         mode = given["mode"] = _checked_mode(given.get("mode", self._mode))
         if given.get("rerank", self._rerank) is not None:
             given.setdefault("rerank", self._rerank)
-        return _Search(query, k, mode, given)
+        return _Search(query, _count("k", k), mode, given)
 
     def _found(self, search: _Search, vector: Any) -> Scored:
         hits = self._connection().read(lambda one: one.search(search.of(vector), search.k, **search.options))
@@ -357,7 +359,8 @@ class AgentDBVectorStore(Closing, VectorStore):
     def similarity_search_with_score_by_vector(self, embedding: list[float], k: int = 4, **kwargs: Any) -> Scored:
         """Return what `similarity_search_by_vector` returns, and the score of each: higher is better."""
         given = _options(kwargs, _SEARCH_OPTIONS)
-        hits = self._connection().read(lambda one: one.search(Query(vector=embedding), k, **given))
+        count = _count("k", k)
+        hits = self._connection().read(lambda one: one.search(Query(vector=embedding), count, **given))
         return [(to_document(hit), hit.score) for hit in hits or ()]
 
     async def asimilarity_search_with_score_by_vector(
@@ -441,11 +444,9 @@ class AgentDBVectorStore(Closing, VectorStore):
     ) -> list[Document]:
         """Do what `max_marginal_relevance_search` does for a vector `[D]`."""
         given = _options(kwargs, _MMR_OPTIONS)
-        for name, value in (("k", k), ("fetch_k", fetch_k)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InvalidInputError(f"{name} must be an int of 1 or more, not {value!r:.40}")
+        count, pool = _count("k", k), _count("fetch_k", fetch_k)
         hits = self._connection().read(
-            lambda one: one.max_marginal_relevance(embedding, k, max(k, fetch_k), lambda_mult, **given)
+            lambda one: one.max_marginal_relevance(embedding, count, max(count, pool), lambda_mult, **given)
         )
         return [to_document(hit) for hit in hits or ()]
 
@@ -542,16 +543,39 @@ def _in_order(name: str, values: Any, what: str) -> list[Any]:
     return list(values)
 
 
-def _ids(ids: Any) -> list[str]:
-    if isinstance(ids, str) or not isinstance(ids, Iterable):
-        raise InvalidInputError(f"ids must be a list of strings, not {type(ids).__name__}")
-    return list(ids)
+def strings(name: str, values: Any) -> list[str]:
+    """Return what an argument lists.
+
+    Raises:
+        InvalidInputError: it is no list of strings.
+    """
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        shown = "one string" if isinstance(values, str) else type(values).__name__
+        raise InvalidInputError(f"{name} must be a list of strings, not {shown}")
+    listed = list(values)
+    for i, one in enumerate(listed):
+        if not isinstance(one, str):
+            raise InvalidInputError(f"{name}[{i}] must be a str, not {type(one).__name__}")
+    return listed
+
+
+def possible_ids(ids: Any) -> list[str]:
+    """Return, each once, those ids that a document can have: the others are of none, which is no error."""
+    return [one for one in dict.fromkeys(strings("ids", ids)) if 0 < len(one) <= _MAX_ID_CHARS and _is_utf8(one)]
+
+
+def _is_utf8(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= one <= "\udfff" for one in text)
+
+
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise InvalidInputError(f"{name} must be an int of 1 or more, not {value!r:.40}")
+    return int(value)
 
 
 def _batches(rows: _Rows, size: int | None) -> Iterator[_Rows]:
-    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-        raise InvalidInputError(f"batch_size must be an int of 1 or more, or None, not {size!r:.40}")
-    step = len(rows.ids) if size is None else size
+    step = len(rows.ids) if size is None else _count("batch_size", size)
     for start in range(0, len(rows.ids), step or 1):
         stop = start + step
         yield _Rows(rows.ids[start:stop], rows.texts[start:stop], rows.metadata[start:stop])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import datetime as dt
 import random
 from functools import partial
@@ -14,6 +15,7 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.indexing import InMemoryRecordManager, aindex
 from langchain_core.indexing import index as langchain_index
+from langchain_core.runnables import ConfigurableField
 
 import agentdb
 from agentdb import Config, InvalidInputError
@@ -273,6 +275,30 @@ def test_wrong_arguments_are_named(db: agentdb.Database) -> None:
         with pytest.raises(InvalidInputError, match=said):
             wrong()
     assert records.list_keys() == []
+
+
+def test_a_document_index_is_configured_per_run_and_shares_its_store(db: agentdb.Database) -> None:
+    with AgentDBVectorStore(EMBEDDING, db, collection="shared", mode="text") as store:
+        store.add_texts(["Ann likes tea", "Bob likes tea"], [{"n": 1}, {"n": 2}], ids=["a", "b"])
+        made = AgentDBDocumentIndex(None, store)
+        assert [one.id for one in made.invoke("Ann")] == ["a"], "as the store searches"
+        fields = {"k": ConfigurableField("k"), "filter": ConfigurableField("f"), "mode": ConfigurableField("m")}
+        configured = made.configurable_fields(**fields, rerank=ConfigurableField("r"))
+        for chosen, ids in (
+            ({"k": 1}, ["a"]),
+            ({"m": "vector", "f": {"n": 2}}, ["b"]),
+            ({"m": "hybrid", "r": lambda _, texts: [one[0] == "B" for one in texts]}, ["b", "a"]),
+        ):
+            chain = configured.with_config(configurable=chosen)
+            assert [one.id for one in chain.invoke("Ann likes")] == ids
+            assert [one.id for one in asyncio.run(chain.ainvoke("Ann likes"))] == ids
+        for again in (copy.copy(made), copy.deepcopy(made), made.model_copy(deep=True)):
+            assert again.invoke("Ann") == made.invoke("Ann")
+            assert again._store._connection is again._connection is store._connection
+        assert set(made.model_dump()) & {"db_or_path", "embedding"} == set()
+        for wrong in ({"collection": "other"}, {"metric": "dot"}, {"embedding": DeterministicFakeEmbedding(size=9)}):
+            with pytest.raises(InvalidInputError, match="are those of the vector store"):
+                AgentDBDocumentIndex(**{"embedding": EMBEDDING, "db_or_path": store, **wrong})
 
 
 def test_a_document_index_retrieves(db: agentdb.Database) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
+import pickle
 import threading
 import time
 from pathlib import Path
@@ -205,7 +207,7 @@ def test_wrong_arguments_are_named(store: AgentDBVectorStore, tmp_path: Path) ->
         (lambda: store.max_marginal_relevance_search("x", mode="text"), "a search has no option mode"),
         (lambda: store.similarity_search_by_vector([1.0]), "dimension"),
         (lambda: store.similarity_search_by_vector([1.0] * D, mode="hybrid"), "must have a text for mode 'hybrid'"),
-        (lambda: store.get_by_ids("abc"), "ids must be a list of strings, not str"),
+        (lambda: store.get_by_ids("abc"), "ids must be a list of strings, not one string"),
         (lambda: store.delete(["a"], filter={"a": 1}), "either ids or a filter"),
         (lambda: store.delete(filter={}), "filter must not be empty"),
         (lambda: store.delete(["a"], filter={}), "filter must not be empty"),
@@ -244,6 +246,43 @@ def test_a_collection_that_cannot_be_is_refused_before_a_database_is_made(db_pat
         with pytest.raises((InvalidInputError, ValidationError), match="collection"):
             make()
     assert not db_path.exists()
+
+
+def test_wrong_arguments_are_refused_whether_or_not_anything_is_there(store: AgentDBVectorStore) -> None:
+    for _ in range(2):
+        for wrong, said in (
+            (lambda: store.similarity_search("x", k=0), "k must be an int of 1 or more, not 0"),
+            (lambda: store.similarity_search_by_vector([1.0] * D, k=True), "k must be an int of 1 or more, not True"),
+            (lambda: store.max_marginal_relevance_search("x", k=2.0), "k must be an int of 1 or more, not 2.0"),
+            (lambda: store.get_by_ids(["a", 3]), r"ids\[1\] must be a str, not int"),
+            (lambda: store.get_by_ids([["a"]]), r"ids\[0\] must be a str, not list"),
+            (lambda: store.delete([None]), r"ids\[0\] must be a str, not NoneType"),
+            (lambda: store.delete({"a": 1}), "ids must be a list of strings, not dict"),
+            (lambda: store.delete(b"a"), "ids must be a list of strings, not bytes"),
+        ):
+            with pytest.raises(InvalidInputError, match=said):
+                wrong()
+        store.add_texts(["a", "b"], ids=["a", "b"])
+    for k in (np.int64(1), np.int32(1)):
+        assert len(store.similarity_search("x", k=k)) == len(store.max_marginal_relevance_search("x", k=k)) == 1
+    assert len(store.similarity_search("x", k=2**70)) == 2
+
+
+def test_ids_that_no_document_can_have_are_of_none(store: AgentDBVectorStore) -> None:
+    store.add_texts(["a", "b"], ids=["a", "b"])
+    impossible = ["", "x" * 1_025, "\ud800"]
+    with AgentDBDocumentIndex(store.embeddings, store) as index:
+        assert names(store.get_by_ids([*impossible, "b", "nobody"])) == names(index.get([*impossible, "b"])) == ["b"]
+        assert store.delete(impossible)
+        assert index.delete(impossible)["num_deleted"] == 0
+        assert names(store.get_by_ids(["a", "b"])) == ["a", "b"], "nothing else is deleted in their place"
+        assert index.delete([*impossible, "a", "a"])["succeeded"] == ["a"]
+        assert store.delete([*impossible, "b"])
+        assert store.delete([*impossible, "b"])
+        assert store.get_by_ids(["a", "b"]) == []
+    for one in impossible:
+        with pytest.raises((InvalidInputError, ClosedError)):
+            store.add_texts(["x"], ids=[one])
 
 
 # --- searching ------------------------------------------------------------------------------------------------------------
@@ -397,6 +436,19 @@ def test_the_database_s_own_embedder_and_langchain_s_are_one_collection(db_path:
                 store.add_texts(["Bob lives in Porto"], ids=["f2"])
                 assert names(store.similarity_search("Lisbon", k=1)) == ["f1"]
         assert db.collection("facts").search("Porto", k=1)[0].id == "f2"
+
+
+def test_embeddings_are_copied_as_they_are_and_pickled_by_what_they_are_made_of(db_path: Path) -> None:
+    made = AgentDBEmbeddings(HashingEmbedder(16))
+    assert copy.copy(made) is copy.deepcopy(made) is made
+    for one in (made, AgentDBEmbeddings("hashing")):
+        assert pickle.loads(pickle.dumps(one)).embed_query("Ann") == one.embed_query("Ann")
+    with (
+        agentdb.open(db_path, embedder=HashingEmbedder(16)) as db,
+        AgentDBVectorStore(None, db) as store,
+        pytest.raises(TypeError, match="embeddings of an open database cannot be pickled: name the embedder"),
+    ):
+        pickle.dumps(store.embeddings)
 
 
 def test_vectors_of_two_embedders_never_meet(db_path: Path) -> None:

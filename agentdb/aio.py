@@ -112,7 +112,10 @@ class _Threads:
 
         Raises:
             ClosedError: the handle is closed, or about to be.
+            UnavailableError: this is a forked child: on the parent's threads nothing would ever run.
         """
+        if self.core is not None:
+            self.core.check()
         lane = self.lane()
         if self.is_closing and lane is None:
             raise ClosedError("the database is closed")

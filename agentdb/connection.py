@@ -144,13 +144,17 @@ class Connection(Generic[T_co]):
         return view is not None and not view.writable and (commit_no is None or view.commit_no < commit_no)
 
     def check(self) -> None:
-        """Raise if it was closed.
+        """Raise if no call can be made any more.
 
         Raises:
-            ClosedError: it was.
+            ClosedError: it was closed.
+            UnavailableError: this is a forked child: on the parent's threads nothing would ever run.
         """
         if self._is_closed:
             raise ClosedError(f"{self!r} is closed")
+        database = self._opened if self._opened is not None else self._given
+        if isinstance(database, Database):
+            database._core.check()
 
     def _database(self) -> Database:
         if isinstance(self._given, Database):

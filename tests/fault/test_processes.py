@@ -111,6 +111,45 @@ say("done")
     assert out == "done\n"
 
 
+def test_tasks_of_a_forked_child_are_told_to_spawn_and_do_not_wait_for_ever(db_path):
+    out = finish(
+        script(
+            db_path,
+            """
+import asyncio, signal
+part = agentdb.Connection(path, lambda db: db.table(A))
+async def ask(db):
+    await asyncio.gather(*(part.run("read", lambda: part().count()) for _ in range(20)))
+    return [await db.tables(), await part.run("write", lambda: part().put(row_a(1)))]
+async def main():
+    db = await agentdb.open_async(path)
+    assert (await asyncio.gather(*(ask(db) for _ in range(20))))[0][0] == ["a"]
+    return db
+db = asyncio.run(main())
+pid = os.fork()
+if pid == 0:
+    signal.alarm(60)
+    for call in (lambda: db.tables(), lambda: part.run("read", lambda: part().count())):
+        async def attempt():
+            await call()
+        try:
+            asyncio.run(attempt())
+        except UnavailableError as error:
+            assert "spawn" in str(error)
+        else:
+            os._exit(1)
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert asyncio.run(ask(db))[0] == ["a"]
+part.close()
+asyncio.run(db.close())
+say("done")
+""",
+        )
+    )
+    assert out == "done\n"
+
+
 def test_a_block_that_ends_in_a_forked_child_is_the_parents(db_path):
     finish(
         script(

@@ -238,7 +238,7 @@ class Follower:
         if fresh:
             ids = new[fresh]
             table = cold.rows(entry.dataset, version, pa.array(ids, pa.uint64()), ["_key", *wanted])
-            self._take(complete(table, entry.schema, wanted), ids, entry, plan, step)
+            self._take(complete(table, entry.schema, wanted), ids, plan, step)
 
     def _ids_of(self, entry: TableEntry, where: str | None, version: int) -> npt.NDArray[np.int64]:
         batches = self._core.cold.scan(entry.dataset, version, [], where, row_ids=True)
@@ -266,13 +266,13 @@ class Follower:
             if shadow:
                 hidden = pc.is_in(table.column("_key"), pa.array(list(shadow), pa.string()))
                 table, here = _filtered(table, here, pc.invert(hidden))
-            self._take(table, here, entry, plan, step)
+            self._take(table, here, plan, step)
         return np.concatenate(seen)
 
-    def _take(self, table: pa.Table, ids: npt.NDArray[np.int64], entry: TableEntry, plan: Plan, step: _Step) -> None:
+    def _take(self, table: pa.Table, ids: npt.NDArray[np.int64], plan: Plan, step: _Step) -> None:
         """Add those of some cold rows for which the filter holds."""
         if plan.evaluated and table.num_rows:
-            table, ids = _filtered(table, ids, plan.chosen(entry.schema, table))
+            table, ids = _filtered(table, ids, plan.chosen(table))
         step.add(table.select(["_key", *self.columns]), ids)
 
     def _follow_hot(self, view: View, entry: TableEntry, plan: Plan, written: Sequence[Written], step: _Step) -> None:
@@ -288,7 +288,7 @@ class Follower:
         chosen, matching = [], []
         for one in fresh:
             values = rows.get(one.id)
-            if values is not None and (plan.hot_exact or plan.holds(entry.schema, values)):
+            if values is not None and (plan.hot_exact or plan.holds(values)):
                 chosen.append(one)
                 matching.append((one.key, values))
         if chosen:
@@ -420,14 +420,14 @@ class Follower:
                 # The predicate, if it was asked, lets too many through.
                 wanted = numbers[chosen].tolist()
                 rows = entry.hot.by_number(view.connection, wanted)
-                chosen[chosen] = [plan.holds(entry.schema, rows[no]) for no in wanted]
+                chosen[chosen] = [plan.holds(rows[no]) for no in wanted]
             found[hot] = chosen
         if len(cold):
             version = view.version(entry)
             needs = list(plan.needs)
             if len(cold) <= _FEW:
                 table = self._core.cold.rows(entry.dataset, version, pa.array(ids[cold], pa.uint64()), ["_key", *needs])
-                holds = plan.chosen(entry.schema, complete(table, entry.schema, needs))
+                holds = plan.chosen(complete(table, entry.schema, needs))
                 found[cold] = holds.to_numpy(zero_copy_only=False)
             else:
                 found[cold] = np.isin(ids[cold], self._matching_ids(entry, version, condition))
@@ -442,7 +442,7 @@ class Follower:
             table = pa.Table.from_batches([batch])
             ids = _row_ids(table)
             if plan.evaluated:
-                chosen = plan.chosen(entry.schema, complete(table, entry.schema, plan.evaluated))
+                chosen = plan.chosen(complete(table, entry.schema, plan.evaluated))
                 ids = ids[chosen.to_numpy(zero_copy_only=False)]
             found.append(ids)
         return np.concatenate(found)

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
 from agentdb.filters import Filter, columns_of, matches
 from agentdb.storage.hot import TableEntry
-from agentdb.storage.predicates import compile_lance, compile_sqlite, key_bounds, lance_key_range
+from agentdb.storage.predicates import LancePredicate, compile_lance, compile_sqlite, key_bounds, lance_key_range
 from agentdb.storage.schema import TableSchema
 
 __all__ = ["Plan", "complete", "hot_table"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
-    """A filter, compiled for both tiers."""
+    """A filter, compiled for both tiers; for the cold one only when that is asked for, as small tables have none."""
 
+    schema: TableSchema
     condition: Filter | None = None
     hot_where: str | None = None
     hot_parameters: tuple[Any, ...] = ()
     hot_exact: bool = True
-    cold_where: str | None = None
-    cold_exact: bool = True
     low: str | None = None
     high: str | None = None
-    needs: tuple[str, ...] = ()
-    """The columns that the Python evaluator reads."""
 
     @classmethod
     def of(cls, condition: Filter | None, entry: TableEntry) -> Plan:
@@ -39,38 +37,46 @@ class Plan:
             InvalidInputError: it names a column that the table does not have.
         """
         if condition is None:
-            return cls()
+            return cls(entry.schema)
         hot = compile_sqlite(condition, entry.schema, "r", entry.hot.terms)
-        cold = compile_lance(condition, entry.schema)
         bounds = key_bounds(condition, entry.schema)
         low, high = (bounds.low, bounds.high) if bounds is not None else (None, None)
-        return cls(
-            condition,
-            hot.sql,
-            hot.params,
-            hot.exact,
-            lance_key_range(low, high, cold.sql),
-            cold.exact,
-            low,
-            high,
-            tuple(sorted(columns_of(condition))),
-        )
+        return cls(entry.schema, condition, hot.sql, hot.params, hot.exact, low, high)
+
+    @cached_property
+    def _cold(self) -> LancePredicate:
+        return LancePredicate(None, True) if self.condition is None else compile_lance(self.condition, self.schema)
+
+    @property
+    def cold_where(self) -> str | None:
+        """The predicate for the cold tier; None: every row."""
+        return lance_key_range(self.low, self.high, self._cold.sql)
+
+    @property
+    def cold_exact(self) -> bool:
+        """Whether ``cold_where`` selects no other rows than those that match."""
+        return self._cold.exact
+
+    @cached_property
+    def needs(self) -> tuple[str, ...]:
+        """The columns that the Python evaluator reads."""
+        return () if self.condition is None else tuple(sorted(columns_of(self.condition)))
 
     @property
     def evaluated(self) -> tuple[str, ...]:
         """The columns that cold rows must be read with, because the predicate selects too many."""
         return () if self.cold_exact else self.needs
 
-    def holds(self, schema: TableSchema, values: Sequence[Any]) -> bool:
+    def holds(self, values: Sequence[Any]) -> bool:
         """Whether the condition holds for a physical row, whatever the compilers made of it."""
-        return self.condition is None or matches(self.condition, schema.to_python(values, self.needs))
+        return self.condition is None or matches(self.condition, self.schema.to_python(values, self.needs))
 
-    def chosen(self, schema: TableSchema, table: pa.Table) -> pa.Array:
+    def chosen(self, table: pa.Table) -> pa.Array:
         """Return for each row of a table with the columns of ``needs``, in the cold layout, whether the condition holds."""
         condition = self.condition
         if condition is None:
             return pa.array([True] * table.num_rows, pa.bool_())
-        return pa.array([matches(condition, row) for row in schema.arrow_to_rows(table, self.needs)], pa.bool_())
+        return pa.array([matches(condition, row) for row in self.schema.arrow_to_rows(table, self.needs)], pa.bool_())
 
 
 def complete(table: pa.Table, schema: TableSchema, names: Iterable[str]) -> pa.Table:
@@ -83,10 +89,9 @@ def complete(table: pa.Table, schema: TableSchema, names: Iterable[str]) -> pa.T
 
 def hot_table(schema: TableSchema, rows: Sequence[tuple[str, Sequence[Any]]], names: Sequence[str]) -> pa.Table:
     """Return (key, physical row) of the hot tier in the cold layout: ``_key`` and the columns wanted."""
-    positions = {c.name: i for i, c in enumerate(schema.columns)}
     arrays: dict[str, pa.Array] = {"_key": pa.array([key for key, _ in rows], pa.string())}
     for name in names:
-        at = positions[name]
+        at = schema.positions[name]
         values = [row[at] if at < len(row) else None for _, row in rows]
         arrays[name] = schema.columns[at].to_arrow(values)
     return pa.table(arrays)

@@ -509,7 +509,7 @@ def compile_sqlite(condition: Filter, schema: TableSchema, rows_table: str, term
     Raises:
         InvalidInputError: the filter names a column that the table does not have.
     """
-    validate(condition, {column.name: column.kind for column in schema.columns})
+    validate(condition, schema.kinds)
     piece = _compile(_Sqlite(schema, rows_table, terms_table), schema, condition, negated=False)
     if isinstance(piece.sql, bool):
         return SqlPredicate("1" if piece.sql else "0", (), piece.exact)
@@ -618,7 +618,7 @@ def compile_lance(condition: Filter, schema: TableSchema) -> LancePredicate:
     Raises:
         InvalidInputError: the filter names a column that the table does not have.
     """
-    validate(condition, {column.name: column.kind for column in schema.columns})
+    validate(condition, schema.kinds)
     piece = _compile(_Lance(), schema, condition, negated=False)
     if isinstance(piece.sql, bool):
         return LancePredicate(None if piece.sql else "false", piece.exact)

@@ -616,12 +616,18 @@ class TableSchema:
         return pa.schema([*system, *(pa.field(c.name, c.cold_type) for c in self.columns)])
 
     @cached_property
-    def _positions(self) -> dict[str, int]:
+    def positions(self) -> dict[str, int]:
+        """Where each column stands in a physical row."""
         return {column.name: i for i, column in enumerate(self.columns)}
 
     @cached_property
+    def kinds(self) -> dict[str, ColumnKind]:
+        """What each column holds."""
+        return {column.name: column.kind for column in self.columns}
+
+    @cached_property
     def _key_columns(self) -> tuple[tuple[int, Column], ...]:
-        return tuple((self._positions[name], self._by_name[name]) for name in self.key)
+        return tuple((self.positions[name], self._by_name[name]) for name in self.key)
 
     @cached_property
     def _is_text_key(self) -> bool:
@@ -630,7 +636,7 @@ class TableSchema:
     @cached_property
     def sql_positions(self) -> tuple[int, ...]:
         """Where `sql_columns` stand in a physical row."""
-        return tuple(self._positions[name] for name in self.sql_columns)
+        return tuple(self.positions[name] for name in self.sql_columns)
 
     # --- rows ---------------------------------------------------------------------------------------------------------
 
@@ -651,7 +657,7 @@ class TableSchema:
     def to_python(self, values: Sequence[Any], columns: Sequence[str] | None = None) -> Row:
         """Return physical values in column order as a row; columns added after it was written are None."""
         if columns is not None:
-            at = self._positions
+            at = self.positions
             return {
                 name: self.columns[at[name]].to_python(values[at[name]]) if at[name] < len(values) else None
                 for name in columns

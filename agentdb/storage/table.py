@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import apsw
 import numpy as np
@@ -35,6 +35,9 @@ _DELETE_ATTEMPTS = 3
 _TIES = 1 << 14
 """Among so many equal scores of an index it is left to chance which are cut off."""
 _METRICS = ("cosine", "l2", "dot")
+
+_Part: TypeAlias = list[tuple[str, list[Any]]] | pa.Table
+"""Some of the rows of a scan: hot ones by key, or a table in the cold layout."""
 
 
 class Table:
@@ -196,9 +199,15 @@ class Table:
         Raises:
             InvalidInputError: an unknown column, a column that cannot be sorted, or a negative limit.
         """
-        entry, tables = self._scan(filter, order_by, limit, columns)
-        names = None if columns is None else list(columns)
-        return _Rows(tables, lambda table: entry.schema.arrow_to_rows(table, names))
+        entry, parts = self._scan(filter, order_by, limit, columns)
+        schema, names = entry.schema, None if columns is None else list(columns)
+
+        def rows(part: _Part) -> Iterable[Row]:
+            if isinstance(part, list):
+                return [schema.to_python(values, names) for _, values in part]
+            return schema.arrow_to_rows(part, names)
+
+        return _Rows(parts, rows)
 
     def scan_arrow(
         self,
@@ -209,13 +218,15 @@ class Table:
         columns: Sequence[str] | None = None,
     ) -> pa.RecordBatchReader:
         """Return what `scan` yields as a stream of Arrow record batches, read as it is consumed."""
-        entry, tables = self._scan(filter, order_by, limit, columns)
-        names = None if columns is None else list(columns)
+        entry, parts = self._scan(filter, order_by, limit, columns)
+        schema, names = entry.schema, None if columns is None else list(columns)
+        wanted = [column.name for column in schema.columns] if names is None else names
 
-        def batches(table: pa.Table) -> list[pa.RecordBatch]:
-            return list(entry.schema.to_user_arrow(table, names).to_batches())
+        def batches(part: _Part) -> Iterable[pa.RecordBatch]:
+            table = hot_table(schema, part, wanted) if isinstance(part, list) else part
+            return list(schema.to_user_arrow(table, names).to_batches())
 
-        return pa.RecordBatchReader.from_batches(entry.schema.user_arrow(names), _Rows(tables, batches))
+        return pa.RecordBatchReader.from_batches(schema.user_arrow(names), _Rows(parts, batches))
 
     def count(self, filter: Filter | None = None) -> int:
         """Return the number of rows that match."""
@@ -244,7 +255,7 @@ class Table:
         """Return the hot rows that match; with a limit, at least the first so many in key order."""
         limit = limit if plan.hot_exact else None
         rows = entry.hot.match(view.connection, plan.hot_where, plan.hot_parameters, plan.low, plan.high, limit)
-        return rows if plan.hot_exact else [one for one in rows if plan.holds(entry.schema, one[1])]
+        return rows if plan.hot_exact else [one for one in rows if plan.holds(one[1])]
 
     def _scan(
         self,
@@ -253,7 +264,7 @@ class Table:
         limit: int | None,
         columns: Sequence[str] | None,
     ) -> tuple[TableEntry, _Source]:
-        """Read the hot part now and return a source of tables in the cold layout for the rest."""
+        """Read the hot part now and return the source of all."""
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
             raise InvalidInputError("limit must be an int of 0 or more, or None")
         self._core.check()
@@ -274,11 +285,11 @@ class Table:
             shadow = _text(entry.hot.keys(view.connection, plan.low, plan.high) if version else [])
             # From here on only Lance is needed: no reader holds SQLite's log open while it iterates.
             pin = view.pin()
-        if order:
-            tables = self._ordered(entry, version, plan, names, order, hot, shadow, limit)
+        if order and version:
+            parts = self._ordered(entry, version, plan, names, order, hot, shadow, limit)
         else:
-            tables = self._unordered(entry, version, plan, names, hot, shadow, limit)
-        return entry, _Source(self._core, tables, pin)
+            parts = self._unordered(entry, version, plan, names, _sorted(entry.schema, hot, order), shadow, limit)
+        return entry, _Source(self._core, parts, pin)
 
     def _cold_tables(
         self,
@@ -300,7 +311,7 @@ class Table:
                 continue
             table = complete(table, entry.schema, wanted)
             if plan.evaluated:
-                table = table.filter(plan.chosen(entry.schema, table))
+                table = table.filter(plan.chosen(table))
             if table.num_rows:
                 yield table.select(["_key", *names, *(["_rowid"] if row_ids else [])])
 
@@ -313,16 +324,16 @@ class Table:
         hot: list[tuple[str, list[Any]]],
         shadow: pa.Array,
         limit: int | None,
-    ) -> Iterator[pa.Table]:
+    ) -> Iterator[_Part]:
         left = limit
-        parts = (hot_table(entry.schema, hot[i : i + _FETCH_ROWS], names) for i in range(0, len(hot), _FETCH_ROWS))
-        cold = self._cold_tables(entry, version, plan, names, shadow) if version else iter(())
-        for table in itertools.chain(parts, cold):
+        parts = (hot[i : i + _FETCH_ROWS] for i in range(0, len(hot), _FETCH_ROWS))
+        cold = self._cold_tables(entry, version, plan, names, shadow) if version else ()
+        for part in itertools.chain[_Part](parts, cold):
             if left is not None:
-                table = table.slice(0, left)  # noqa: PLW2901 - the rest is cut off
-                left -= table.num_rows
-            if table.num_rows:
-                yield table
+                part = part[:left]  # noqa: PLW2901 - the rest is cut off
+                left -= len(part)
+            if len(part):
+                yield part
             if left == 0:
                 return
 
@@ -1002,27 +1013,27 @@ class Table:
 
 
 class _Source:
-    """Tables of one snapshot, which stays pinned until the last was taken, `close`, or the garbage collector."""
+    """The parts of one snapshot, which stays pinned until the last was taken, `close`, or the garbage collector."""
 
-    def __init__(self, core: Core, tables: Iterator[pa.Table], pin: int) -> None:
+    def __init__(self, core: Core, parts: Iterator[_Part], pin: int) -> None:
         self._core = core
-        self._tables = tables
+        self._parts = parts
         self._pin: int | None = pin
 
-    def __iter__(self) -> Iterator[pa.Table]:
+    def __iter__(self) -> Iterator[_Part]:
         return self
 
-    def __next__(self) -> pa.Table:
+    def __next__(self) -> _Part:
         try:
             self._core.check()
             with storage_errors():
-                return next(self._tables)
+                return next(self._parts)
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        self._tables = iter(())
+        self._parts = iter(())
         pin, self._pin = self._pin, None
         if pin is not None:
             self._core.pins.release(pin)
@@ -1032,9 +1043,9 @@ class _Source:
 
 
 class _Rows(Iterator[Any]):
-    """The items of every table of a source, in order."""
+    """The items of every part of a source, in order."""
 
-    def __init__(self, source: _Source, items: Any) -> None:
+    def __init__(self, source: _Source, items: Callable[[_Part], Iterable[Any]]) -> None:
         self._source = source
         self._items = items
         self._ready: Iterator[Any] = iter(())
@@ -1078,7 +1089,7 @@ def _enough(
             found = found.filter(pa.array([key not in hidden for key in found.column("_key").to_pylist()], pa.bool_()))
         found = complete(found, schema, list(dict.fromkeys((*names, *plan.evaluated))))
         if plan.evaluated:
-            found = found.filter(plan.chosen(schema, found))
+            found = found.filter(plan.chosen(found))
         if exhausted or (found.num_rows >= k and (wanted >= _TIES or _is_cut(found, k, value))):
             return found.select(["_key", value, *names])
         wanted *= 4
@@ -1094,6 +1105,18 @@ def _is_cut(found: pa.Table, k: int, value: str) -> bool:
 
 def _text(keys: Sequence[str]) -> pa.Array:
     return pa.array(keys, pa.string())
+
+
+def _sorted(
+    schema: TableSchema, rows: list[tuple[str, list[Any]]], order: list[tuple[str, str]]
+) -> list[tuple[str, list[Any]]]:
+    """Return hot rows, given in the order of their keys, as `_ordered` would sort them; nulls last."""
+    for name, direction in reversed(order):
+        at = schema.positions[name]
+        known = [row for row in rows if at < len(row[1]) and row[1][at] is not None]
+        known.sort(key=lambda row: row[1][at], reverse=direction == "descending")
+        rows = known + [row for row in rows if at >= len(row[1]) or row[1][at] is None]
+    return rows
 
 
 def _is_key_order(schema: TableSchema, order: list[tuple[str, str]]) -> bool:

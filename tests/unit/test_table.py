@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +282,38 @@ def test_compound_keys(db: agentdb.Database, settle: Any) -> None:
 
 
 # --- scans ------------------------------------------------------------------------------------------------------------
+
+
+def test_both_tiers_sort_alike(db: agentdb.Database) -> None:
+    values: dict[str, tuple[pa.DataType, list[Any]]] = {
+        "text": (pa.string(), ["", "Z", "a", "é", "\ue000", "\U0001f600", None]),
+        "flag": (pa.bool_(), [True, None, False]),
+        "whole": (pa.int64(), [-(2**63), -1, 0, 2**63 - 1, None]),
+        "unsigned": (pa.uint64(), [0, 1, 2**63, 2**64 - 1, None]),
+        "real": (pa.float64(), [0.0, -0.0, math.inf, -math.inf, 5e-324, None]),
+        "raw": (pa.binary(), [b"", b"\0", b"\xff", b"a", None]),
+        "at": (pa.timestamp("us", tz="UTC"), [datetime(1, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, tzinfo=UTC), None]),
+        "day": (pa.date32(), [date(9999, 12, 31), date(1969, 12, 31), None]),
+    }
+    fields = [
+        pa.field("id", pa.string(), nullable=False),
+        *(pa.field(name, kind) for name, (kind, _) in values.items()),
+    ]
+    table = db.table(TableSchema("sorted", fields, key="id"))
+    table.put_many(
+        {"id": f"{7 * i % 50:02}", **{name: found[i % len(found)] for name, (_, found) in values.items()}}
+        for i in range(50)
+    )
+    orders: list[Any] = [(name, way) for name in values for way in ("asc", "desc")]
+    orders += [["flag", ("text", "desc")], [("day", "desc"), "whole", "real"]]
+
+    def ranked() -> list[list[Any]]:
+        return [[row["id"] for row in table.scan(order_by=one, limit=limit)] for one in orders for limit in (None, 9)]
+
+    hot = ranked()
+    assert sorted(hot[0]) == [f"{i:02}" for i in range(50)]
+    db.flush()
+    assert ranked() == hot
 
 
 def test_scan_options(docs: Any, settle: Any) -> None:

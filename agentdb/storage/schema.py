@@ -270,6 +270,11 @@ class Column:
         return _kind_of(self.type_name)
 
     @cached_property
+    def is_plain(self) -> bool:
+        """Whether the Python form of a value is its physical form."""
+        return self.kind in ("string", "int", "float", "bool", "binary")
+
+    @cached_property
     def item_kind(self) -> ColumnKind | None:
         """The kind of a list's items."""
         return _kind_of(self.type_name[5:-1]) if self.kind == "list" else None
@@ -312,7 +317,7 @@ class Column:
 
     def to_python(self, value: Any) -> Any:
         """Return the Python form of a physical value."""
-        if value is None or self.kind in ("string", "int", "float", "bool", "binary"):
+        if value is None or self.is_plain:
             return value
         if self.kind == "vector":
             return np.frombuffer(value, dtype=self.dtype)
@@ -442,7 +447,7 @@ _ESCAPED = re.compile(ESCAPE + "(.)")
 
 
 def _escape(text: str) -> str:
-    return text.translate(_ESCAPES) if _NEEDS_ESCAPE.search(text) else text
+    return text if text.isprintable() or not _NEEDS_ESCAPE.search(text) else text.translate(_ESCAPES)
 
 
 def _decode_key_part(column: Column, text: str) -> Any:
@@ -656,16 +661,21 @@ class TableSchema:
 
     def to_python(self, values: Sequence[Any], columns: Sequence[str] | None = None) -> Row:
         """Return physical values in column order as a row; columns added after it was written are None."""
-        if columns is not None:
-            at = self.positions
-            return {
-                name: self.columns[at[name]].to_python(values[at[name]]) if at[name] < len(values) else None
-                for name in columns
-            }
-        row = {column.name: column.to_python(value) for column, value in zip(self.columns, values, strict=False)}
-        for column in self.columns[len(values) :]:
-            row[column.name] = None
+        at, known = self.positions, len(values)
+        if columns is None and known == len(at):
+            row = dict(zip(at, values, strict=True))
+        else:
+            names = at if columns is None else columns
+            row = {name: values[at[name]] if at[name] < known else None for name in names}
+        for column in self._converted:
+            value = row.get(column.name)
+            if value is not None:
+                row[column.name] = column.to_python(value)
         return row
+
+    @cached_property
+    def _converted(self) -> tuple[Column, ...]:
+        return tuple(column for column in self.columns if not column.is_plain)
 
     def without_terms(self, values: Sequence[Any]) -> bool:
         """Whether a physical row has no JSON content."""
@@ -715,10 +725,8 @@ class TableSchema:
         return self._join([values[position] for position, _ in self._key_columns])
 
     def _join(self, parts: Sequence[Any]) -> str:
-        text = "".join(
-            encode_key_part(column, part) + SEPARATOR
-            for (_, column), part in zip(self._key_columns, parts, strict=True)
-        )
+        texts = [encode_key_part(column, part) for (_, column), part in zip(self._key_columns, parts, strict=True)]
+        text = SEPARATOR.join(texts) + SEPARATOR
         if len(text) > MAX_KEY_CHARS:
             raise InvalidInputError(f"the key ({', '.join(self.key)}) is longer than {MAX_KEY_CHARS} characters")
         return text

@@ -231,7 +231,7 @@ class AgentDBVectorStore(Closing, VectorStore):
             # On none of the connection's threads: however slow an embedder is, others write meanwhile.
             return await asyncio.to_thread(self._vectors, texts)
         made = await self._embeddings.aembed_documents(texts)
-        return await asyncio.to_thread(check_vectors, made, rows=len(texts), source="embedding")
+        return await self._connection.run("read", partial(check_vectors, made, rows=len(texts), source="embedding"))
 
     def _store(self, rows: _Rows, vectors: npt.NDArray[np.float32]) -> None:
         self._connection().write(

@@ -123,6 +123,7 @@ _REFRESH_STEP = timedelta(seconds=1)
 _SWEPT_AT_ONCE = 1_000
 _CANNOT_BE_MADE = (AccessDeniedError, UnavailableError)
 """In a database that is read-only, in a snapshot of the caller's."""
+_PLAIN: Any = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
@@ -198,13 +199,19 @@ class SearchRequest(NamedTuple):
 
 
 def copied(value: Any) -> Any:
-    """Return a copy of a JSON value that shares nothing which can change."""
+    """Return a copy of a JSON value that shares nothing which can change, and is what the tables will give back."""
     kind = type(value)
     if kind in _SCALARS:
         return value
     if kind is dict or isinstance(value, Mapping):
         return {key: one if type(one) in _SCALARS else copied(one) for key, one in value.items()}
-    return [copied(one) for one in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [copied(one) for one in value]
+    # Of enumerations and numpy's numbers, what JSON keeps.
+    for base, plain in _PLAIN:
+        if isinstance(value, base):
+            return plain(value)
+    return value
 
 
 def text_of(namespace: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import math
 import threading
 import time
@@ -481,6 +482,35 @@ def test_the_sweeper_sweeps_until_it_is_stopped(db, clock):
 
 def leftovers_of_items(db: agentdb.Database) -> int:
     return db.table("_langgraph_items").count()
+
+
+class Colour(enum.StrEnum):
+    RED = "red"
+
+
+class Rank(enum.IntEnum):
+    FIRST = 1
+
+
+def test_values_of_subclasses_are_plain_before_they_are_read_back(db, where):
+    """What a process has just put, and holds in memory, is what any other one reads."""
+    ours, theirs = AgentDBStore(db, index=INDEX), AgentDBStore(db, index=INDEX)
+    ours.put(("a",), "other", {"text": "red"})
+    assert len(ours.search(("a",), query="red")) == 1  # the namespace is in memory
+    put = {"text": "red", "e": Colour.RED, "n": Rank.FIRST, "f": np.float64(1.5), "list": [Colour.RED, (Rank.FIRST,)]}
+    ours.put(("a",), "k", {**put, "deep": {"e": Colour.RED}})
+    expected = {"text": "red", "e": "red", "n": 1, "f": 1.5, "list": ["red", [1]], "deep": {"e": "red"}}
+
+    def exactly(value: Any) -> str:
+        return repr(sorted(value.items()))
+
+    filters = [{"list": {"$eq": ["red", [1]]}}, {"deep": {"$eq": {"e": "red"}}}, {"e": "red", "n": {"$in": [1]}}]
+    for store in (ours, theirs):
+        assert exactly(store.get(("a",), "k").value) == exactly(expected)
+        for condition in filters:
+            for query in (None, "red"):
+                (found,) = store.search(("a",), query=query, filter=condition)
+                assert exactly(found.value) == exactly(expected)
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,34 @@ def test_all_or_none(cache):
     assert cache.get([key]) == {}
 
 
+def test_the_event_loop_goes_on_while_somebody_else_writes(db, cache):
+    key = (("ns",), "k")
+
+    async def main() -> None:
+        await cache.aset({key: (1, None)})
+        holding, free = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with db.transaction():
+                holding.set()
+                assert free.wait(30), "the loop waits for the lock"
+
+        holder = threading.Thread(target=hold)
+        holder.start()
+        assert holding.wait(30)
+        writing = [asyncio.create_task(cache.aset({key: (2, None)})), asyncio.create_task(cache.aclear([("other",)]))]
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        assert not any(one.done() for one in writing)
+        assert await cache.aget([key]) == {key: 1}
+        free.set()
+        await asyncio.gather(*writing)
+        holder.join()
+        assert await cache.aget([key]) == {key: 2}
+
+    asyncio.run(main())
+
+
 def test_tasks_and_threads(db_path):
     async def main() -> None:
         async with AgentDBCache[int](db_path) as cache:

@@ -752,19 +752,37 @@ def test_an_open_transaction_is_refused_at_once(db_path):
         async with agentdb.open_async(db_path) as db, AgentDBSaver(db) as saver:
             stored = await saver.aput(place(), checkpoint({"x": 1}, {"x": "1"}), {}, {"x": "1"})
             start = time.monotonic()
-            async with db.transaction():
-                for call in (
-                    lambda: saver.aput(stored, checkpoint({"x": 1}, {"x": "1"}), {}, {}),
-                    lambda: saver.aput_writes(stored, [("x", 1)], "task"),
-                    lambda: saver.adelete_thread("thread"),
-                    lambda: saver.aget_tuple(stored),
-                ):
+            for block in (db.transaction, db.snapshot):
+                async with block():
+                    for call in (
+                        lambda: saver.aput(stored, checkpoint({"x": 1}, {"x": "1"}), {}, {}),
+                        lambda: saver.aput_writes(stored, [("x", 1)], "task"),
+                        lambda: saver.adelete_thread("thread"),
+                        lambda: saver.aget_tuple(stored),
+                    ):
+                        with pytest.raises(UnavailableError):
+                            await call()
+                    begun_inside = asyncio.create_task(saver.aput_writes(stored, [("x", 1)], "task"))
                     with pytest.raises(UnavailableError):
-                        await call()
+                        await begun_inside
+            for block in (db.sync.transaction, db.sync.snapshot):
+                with block(), pytest.raises(UnavailableError):
+                    await saver.aput_writes(stored, [("x", 1)], "task")
             assert time.monotonic() - start < 10
             assert (await saver.aget_tuple(stored)).pending_writes == []
+            async with db.snapshot():
+                later = asyncio.create_task(after(left.wait(), saver.aput_writes(stored, [("x", 1)], "task")))
+            left.set()
+            await later  # the block that it was begun in is over
+            assert len((await saver.aget_tuple(stored)).pending_writes) == 1
 
+    left = asyncio.Event()
     asyncio.run(main())
+
+
+async def after(*steps: Any) -> None:
+    for step in steps:
+        await step
 
 
 def test_sync_calls_join_a_transaction(db, saver):

@@ -26,12 +26,13 @@ OPERATIONS: dict[str, tuple[Backend, ...]] = {
     "maxsim": ("triton", "torch"),
     "mmr": ("triton", "torch"),
     "near_pairs": ("triton", "torch"),
+    "nearest": ("torch",),
     "prepare_queries": ("triton", "torch"),
     "rescore_groups": ("triton", "torch"),
     "segment_scores": ("triton", "torch"),
     "top": ("triton", "torch"),
 }
-"""Every operation that has more than one implementation."""
+"""Every operation and its implementations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +83,18 @@ def choose(operation: str, device: Any, *, prefer: Backend | None = None) -> Cho
         prefer: what the caller insists on; an implementation that cannot run is not taken, and the reason says so.
     """
     name = str(device)
-    wanted = OPERATIONS[operation]
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if "triton" not in OPERATIONS[operation]:
+        return Choice(operation, name, "torch", "there is no other implementation")
     if prefer == "torch":
         return Choice(operation, name, "torch", "the caller asked for torch")
-    if "triton" in wanted:
-        is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        if not name.startswith("cuda") and not is_interpreted:
-            return Choice(operation, name, "torch", f"Triton needs a CUDA device, and this is {name}")
-        module, why = _triton()
-        if module is None:
-            return Choice(operation, name, "torch", f"Triton cannot be imported ({why})")
-        reason = "in Triton's interpreter (TRITON_INTERPRET=1)" if is_interpreted else "a CUDA device and Triton"
-        return Choice(operation, name, "triton", reason)
-    return Choice(operation, name, "torch", "there is no other implementation")
+    if not name.startswith("cuda") and not is_interpreted:
+        return Choice(operation, name, "torch", f"Triton needs a CUDA device, and this is {name}")
+    module, why = _triton()
+    if module is None:
+        return Choice(operation, name, "torch", f"Triton cannot be imported ({why})")
+    reason = "in Triton's interpreter (TRITON_INTERPRET=1)" if is_interpreted else "a CUDA device and Triton"
+    return Choice(operation, name, "triton", reason)
 
 
 def explain(device: Any, *, prefer: Backend | None = None) -> dict[str, Choice]:

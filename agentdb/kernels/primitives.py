@@ -14,7 +14,7 @@ from agentdb.kernels.choice import Backend, choose, require_torch, triton_ops
 __all__ = ["maxsim", "mmr", "near_duplicates", "nearest", "real_tensor"]
 
 _ROUNDING = 2.0**-7
-"""Twice the largest relative error of bfloat16: what a cosine of rounded unit rows can be off by, and some more."""
+"""Twice the largest relative error of bfloat16: what rounding two unit rows can change of their cosine."""
 _BLOCK_ROWS = 1 << 14
 _BLOCK_SCORES = 1 << 24
 _EXACT_NUMBERS = 1 << 24
@@ -28,8 +28,8 @@ def _ops(operation: str, device: Any, prefer: Backend | None) -> Any:
     return torch_ops
 
 
-def real_tensor(values: Any, name: str) -> Any:
-    """Return a caller's numbers as a tensor: one that it is already, in its type and where it is, or float32 on the CPU.
+def real_tensor(values: Any, name: str, dtype: npt.DTypeLike = np.float32) -> Any:
+    """Return a caller's numbers as a tensor: one that it is already, in its type and where it is, or ``dtype`` on the CPU.
 
     Raises:
         InvalidInputError: they are no real numbers.
@@ -43,7 +43,7 @@ def real_tensor(values: Any, name: str) -> Any:
     if array.dtype.kind not in "fiu":
         raise InvalidInputError(f"{name} must be real numbers, not {array.dtype.name}")
     with np.errstate(over="ignore"):  # infinite then, which the caller refuses
-        array = np.ascontiguousarray(array, np.float32)
+        array = np.ascontiguousarray(array, dtype)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
@@ -72,8 +72,11 @@ def _units(rows: Any) -> Any:
 
 
 def _margin(width: int, *, is_rounded: bool) -> float:
-    """Return how far a cosine in float32 can be off: a sum of D products, each of them off by a rounding, and some more."""
-    return _ROUNDING if is_rounded else (width + 8) * 2.0**-22
+    """Return how far a cosine of rounded rows, or of float32 rows, can be off: a sum of D products, and some more.
+
+    Sums in float32, by the matrix unit too, add at most 2^-22 a term.
+    """
+    return (_ROUNDING if is_rounded else 0.0) + (width + 8) * 2.0**-22
 
 
 def _exact(left: Any, right: Any, i: Any, j: Any) -> Any:
@@ -148,13 +151,13 @@ def mmr(
     """
     torch = require_torch()
     rows = _matrix(candidates, "candidates", 3, device).double()
-    if not isinstance(relevance, torch.Tensor):
-        relevance = torch.from_numpy(np.array(relevance, np.float64))
-    given = relevance.to(device, torch.float64)
-    if given.shape != rows.shape[:2]:
-        raise InvalidInputError(f"relevance must be {list(rows.shape[:2])}, not {list(given.shape)}")
-    if bool((given.isnan() | (given == math.inf)).any()):
+    relevance = real_tensor(relevance, "relevance", np.float64)
+    if relevance.shape != rows.shape[:2]:
+        raise InvalidInputError(f"relevance must be {list(rows.shape[:2])}, not {list(relevance.shape)}")
+    # Looked at where it lies: what comes from the host needs no answer of the device.
+    if bool((relevance.isnan() | (relevance == math.inf)).any()):
         raise InvalidInputError("relevance must be finite, or -inf where there is no candidate")
+    given = relevance.to(device, torch.float64)
     if k < 1 or not 0 <= weight <= 1 or rows.shape[1] > 1024:
         raise InvalidInputError("k must be at least 1, weight from 0 to 1, and candidates at most 1024")
     if not rows.shape[0] or not rows.shape[1]:

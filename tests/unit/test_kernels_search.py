@@ -366,6 +366,7 @@ def test_searches_see_whole_writes_while_rows_are_added():
 def test_the_table_says_what_runs_and_why():
     table = explain("cpu")
     assert {choice.backend for choice in table.values()} == {"torch"}
+    assert table.pop("nearest").reason == "there is no other implementation"
     assert all("CUDA" in choice.reason for choice in table.values())
 
 
@@ -589,7 +590,7 @@ def test_primitives_refuse_what_is_no_matrix_of_numbers():
 
 def test_mmr_refuses_relevance_without_an_order():
     rows = np.eye(3, dtype=np.float32)[None]
-    for bad in (np.nan, np.inf):
+    for bad in (np.nan, np.inf, "a"):
         with pytest.raises(InvalidInputError, match="relevance"):
             primitives.mmr(rows, np.array([[1.0, bad, 0.0]]), 2, weight=0.5)
     with pytest.raises(InvalidInputError):

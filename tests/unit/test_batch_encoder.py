@@ -68,6 +68,7 @@ def test_token_vectors_are_those_of_the_transformer(model):
 def test_vectors_of_half_precision_stay_within_the_promise(model):
     mine = BatchEncoder(model, dtype="bfloat16").encode(TEXTS)
     assert cosines(mine, model.encode(TEXTS, show_progress_bar=False)).min() > 1 - 1e-3
+    np.testing.assert_allclose(np.linalg.norm(mine, axis=1), 1, atol=1e-6)
 
 
 def test_progress_is_told_and_cancelling_stops(model):

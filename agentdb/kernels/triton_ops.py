@@ -52,7 +52,7 @@ def group_max(view: View, queries: Any, rounded: Any, shift: Any, group: int) ->
     out = view.maxima(n_queries, group, torch)
     depth = view.width
     # Measured on an H100 (benchmarks/gpu_search.py --tune): the copy engine wins once the matrix unit is the limit.
-    if not _INTERPRETED and n_queries > 64 and depth % 64 == 0 and _has_tma(queries.device):
+    if n_queries > 64 and depth % 64 == 0 and _has_tma(queries.device):
         for slab in range(view.n_slabs):
             rows = view.rows_in(slab)
             tiles = triton.cdiv(n_queries, 128) * triton.cdiv(rows, 128)
@@ -60,7 +60,8 @@ def group_max(view: View, queries: Any, rounded: Any, shift: Any, group: int) ->
                 TensorDescriptor.from_tensor(rounded, [128, 64]), TensorDescriptor.from_tensor(view.high[slab], [128, 64]),
                 view.table, shift if shift is not None else queries, view.count, out,
                 n_queries, out.shape[1], view.slab_rows, view.n_slabs, slab,
-                D=depth, BR=128, BQ=128, BK=64, G=group, SHIFT=shift is not None, WIDE=False, num_warps=4, num_stages=3,
+                D=depth, BR=128, BQ=128, BK=64, G=group, SHIFT=shift is not None, WIDE=_INTERPRETED,
+                num_warps=4, num_stages=3,
             )  # fmt: skip
         return out
     rows_block, query_block, stages = (128, 16, 2) if n_queries <= 16 else (max(64, group), 64, 4)
@@ -113,11 +114,13 @@ def top(table: Any, count: int) -> tuple[Any, Any] | None:
 
 @cache
 def _processors(device: Any) -> int:
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+    return 1 if _INTERPRETED else int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @cache
 def _has_tma(device: Any) -> bool:
+    if _INTERPRETED:
+        return True
     major, _ = torch.cuda.get_device_capability(device)
     return bool(major >= 9)
 

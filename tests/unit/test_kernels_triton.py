@@ -1,8 +1,10 @@
 import os
 import subprocess
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 
@@ -81,3 +83,64 @@ def test_programs_compile_for_sm_90_without_spills_at_other_dimensions(tmp_path,
     lines = _compiled(tmp_path, d)
     assert len(lines) > 15
     assert [line for line in lines if not line.endswith(": 0 bytes spilled")] == []
+
+
+class Program:
+    """A compiled program that only looks at where its arguments lie."""
+
+    def __getitem__(self, grid):
+        assert all(size > 0 for size in grid)
+        return self
+
+    def __call__(self, *given, **constants):
+        places = {one.device.type for one in given if hasattr(one, "device")}
+        assert places == {"meta"}
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize(("n_queries", "k"), [(1, 1), (64, 10), (200, 10), (70, 300)])
+def test_what_a_search_launches_waits_for_nothing_and_can_be_captured(monkeypatch, metric, n_queries, k):
+    """On the device "meta" tensors have no numbers: whoever asks for one, or for a tensor of the host, fails."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from agentdb.kernels import DeviceIndex, search, triton_kernels, triton_ops
+    from agentdb.kernels.choice import OPERATIONS
+
+    for name, program in vars(triton_kernels).items():
+        if hasattr(program, "arg_names"):
+            monkeypatch.setattr(triton_kernels, name, Program())
+    monkeypatch.setattr(triton_ops, "_has_tma", lambda _: True)
+    monkeypatch.setattr(triton_ops, "_processors", lambda _: 132)
+    launched = []
+
+    def begin(self, view, replays, key, kept_bytes, given, numbers, pages, k, launch):
+        sent = None if numbers is None else torch.empty(numbers.shape, dtype=torch.int64, device="meta")
+        begun = search._Begun(launch(view, self._pad(given), sent, pages), None, torch)
+        launched.append(begun.launched.table)
+        return begun
+
+    monkeypatch.setattr(search.Searcher, "_begin", begin)
+    monkeypatch.setattr(
+        search.Searcher, "_settle", lambda _, view, begun, k: search._nothing(len(begun.launched.table), k)
+    )
+
+    def away(value):
+        if isinstance(value, torch.Tensor):
+            return value.to("meta")
+        return tuple(map(away, value)) if isinstance(value, tuple) else value
+
+    index = DeviceIndex(96, metric=metric, slab_rows=512)
+    index.put(np.arange(3_000), np.ones((3_000, 96), np.float32), owners=np.arange(3_000) % 9, alpha=2.0)
+    view = index._state.view
+    view = replace(view, **{one.name: away(getattr(view, one.name)) for one in fields(view)})
+    searcher = search.Searcher(torch.device("cpu"), 96, view.width, None)
+    searcher.device, searcher._modules = torch.device("meta"), dict.fromkeys(OPERATIONS, triton_ops)
+    queries = torch.empty((n_queries, 96), device="meta")
+    searcher.flat(view, None, queries, k)
+    owners, first, _, pages = index._state.segments
+    for wanted in (np.arange(n_queries) % len(owners), np.arange(n_queries)):
+        slot = np.minimum(wanted, len(owners) - 1)
+        n_pages = np.where(wanted < len(owners), first[slot + 1] - first[slot], 0)
+        searcher.segments(view, None, queries, wanted, first[slot], n_pages, pages.to("meta"), k)
+    assert {(table.device.type, table.shape[1]) for table in launched} == {("meta", 2 * k + 1)}
+    assert sum(len(table) for table in launched) == 3 * n_queries

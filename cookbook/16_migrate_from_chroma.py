@@ -23,8 +23,8 @@ def pages(collection, size: int = BATCH) -> Iterator[dict]:
 def migrate(collection, store: AgentDBVectorStore) -> int:
     """Copy a Chroma collection, and return how many rows it had. Run again, it writes the same rows in the same places.
 
-    Chroma holds no lists, objects or nulls in metadata, so all that it holds is taken as it is. A row without a text gets an
-    empty one, as LangChain shows it.
+    Metadata is taken as it is: Chroma holds texts, numbers, booleans and lists of one of them. A row without a text gets an empty
+    one, as LangChain shows it; a row without metadata, which LangChain's Chroma cannot show at all, an empty dictionary.
     """
     copied = 0
     for page in pages(collection):
@@ -52,12 +52,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         old = Chroma("notes", embeddings, str(Path(directory) / "chroma"), collection_metadata={"hnsw:space": "cosine"})
         texts = [f"note {i}" for i in range(2_500)]
-        old.add_texts(texts, [{"author": "ann" if i % 2 else "bob", "stars": i % 5} for i in range(2_500)], ids=texts)
+        metadata = [
+            {"author": "ann" if i % 2 else "bob", "stars": i % 5, "tags": ["old", f"t{i}"]} for i in range(2_500)
+        ]
+        old.add_texts(texts, metadata, ids=texts)
+        old.add_texts(["a note of nothing"], ids=["bare"])
 
         source = old._collection  # `chromadb.PersistentClient(path).get_collection("notes")` is the same
         with AgentDBVectorStore(embeddings, Path(directory) / "agent.db", metric=metric_of(source)) as new:
             print("copied:", migrate(source, new))
             print("copied again, in place:", migrate(source, new))
+
+            # Texts, metadata and vectors are what they were.
+            for page in pages(source):
+                copies = new.get_by_ids(page["ids"])
+                assert [one.page_content for one in copies] == page["documents"]
+                assert [one.metadata for one in copies] == [one or {} for one in page["metadatas"]]
+            for row_id in ("note 7", "bare"):
+                vector = source.get(row_id, include=["embeddings"])["embeddings"][0]
+                ((nearest, score),) = new.similarity_search_with_score_by_vector(vector, 1)
+                assert (nearest.id, round(score, 5)) == (row_id, 1.0)
 
             # Both find the same, with the filters that both know.
             for query in ("note 7", "note 2000"):

@@ -95,8 +95,9 @@ class AgentDBStore(Closing, BaseStore):
         db_or_path: an open database, which stays the caller's to close, or the path of one; it is opened, and created, at the
             first call.
         index: what is embedded, and by what (see `StoreIndexConfig`); None: nothing. ``index["mode"] = "hybrid"`` ranks by
-            meaning and by words together. Vectors of two models do not compare: of AgentDB's embedders, which have names,
-            only the one that filled the store is taken; with a function or LangChain's embeddings that is left to you.
+            meaning and by words together. Vectors of two models do not compare: a store that one of AgentDB's embedders
+            filled, which have names, takes no other, and one that was filled otherwise none of them. Functions and
+            LangChain's embeddings have no names: not to exchange one for another is left to you.
         ttl: ``default_ttl`` in minutes, ``refresh_on_read`` (default True), ``omit_expired`` (default False: what has expired
             is seen until it is swept), ``sweep_interval_minutes`` (default 5). The default of LangGraph's methods; an
             operation may say otherwise. A read that prolongs a life waits for its turn to write, and is answered though none

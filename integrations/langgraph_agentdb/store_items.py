@@ -426,7 +426,13 @@ class Items:
         if self._index is None:
             return self.db.collection(VECTORS)
         made_by = self._index.embedder  # one that has a name: the collection refuses another
-        return self.db.collection(VECTORS, dimension=None if made_by else self._index.dims, embedder=made_by)
+        opened = self.db.collection(VECTORS, dimension=None if made_by else self._index.dims, embedder=made_by)
+        if made_by is None and any(one.embedded for one in opened.vectors.values()):
+            raise InvalidInputError(
+                "index: the vectors of this store are made by an embedder of AgentDB, and those of another model do not "
+                "compare: give that embedder as embed, not a function or LangChain's embeddings"
+            )
+        return opened
 
     @contextmanager
     def view(self) -> Iterator[None]:

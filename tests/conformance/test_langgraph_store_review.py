@@ -24,6 +24,7 @@ from support.store_world import Clock, search_by
 import agentdb
 from agentdb import AccessDeniedError, ClosedError, Config, InvalidInputError, UnavailableError
 from agentdb_embedders import HashingEmbedder
+from langchain_agentdb import AgentDBEmbeddings
 from langgraph_agentdb import AgentDBCache, AgentDBSaver, AgentDBStore
 from langgraph_agentdb.batch import Batch
 
@@ -489,7 +490,25 @@ def test_another_embedder_than_the_one_that_filled_the_store_is_refused_by_name(
             pytest.raises(InvalidInputError, match="hashing"),
         ):
             store.search(("a",), query="x")
+    for unnamed in (embed, AgentDBEmbeddings(Other(DIMS))):
+        with (
+            AgentDBStore(db_path, index={"dims": DIMS, "embed": unnamed}) as store,
+            pytest.raises(InvalidInputError, match="made by an embedder of AgentDB"),
+        ):
+            store.put(("a",), "other", {"text": "x"})
     with AgentDBStore(db_path, index={"embed": HashingEmbedder(DIMS)}) as store:
         assert names(store.search(("a",), query="x")) == ["k"]
     with AgentDBStore(db_path) as store:
         assert names(store.search(("a",))) == ["k"], "who does not embed needs no model"
+
+
+def test_an_embedder_with_a_name_is_not_taken_for_one_without(db_path):
+    with AgentDBStore(db_path, index=INDEX) as store:
+        store.put(("a",), "k", {"text": "x"})
+    with (
+        AgentDBStore(db_path, index={"embed": HashingEmbedder(DIMS)}) as store,
+        pytest.raises(InvalidInputError, match="hashing"),
+    ):
+        store.search(("a",), query="x")
+    with AgentDBStore(db_path, index=INDEX) as store:
+        assert names(store.search(("a",), query="x")) == ["k"]

@@ -291,6 +291,56 @@ class _Reading:
             storage_errors().__exit__(kind, error, trace)
 
 
+class _Entered:
+    """Makes a view the current one for a block."""
+
+    __slots__ = ("_token", "_view")
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def __enter__(self) -> None:
+        self._token = _scopes.set((*_scopes.get(), self._view))
+
+    def __exit__(self, *exc: object) -> None:
+        _scopes.reset(self._token)
+
+
+class _Snapshot:
+    """Makes a snapshot the current view for a block that is in none."""
+
+    __slots__ = ("_core", "_entered", "_own")
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._own: ReadView | None = None
+
+    def __enter__(self) -> View:
+        core = self._core
+        core.check()
+        view = core.current()
+        if view is None:
+            view = self._own = core.open_view()
+            try:
+                self._entered = _Entered(view)
+                self._entered.__enter__()
+            except BaseException:
+                view.close()
+                raise
+        return view
+
+    def __exit__(self, *exc: object) -> None:
+        view = self._own
+        if view is None:
+            return
+        try:
+            self._entered.__exit__()
+        finally:
+            view.is_over = True
+            with storage_errors():
+                view.close()
+
+
 class _Batch:
     """The units that share one commit. One flag for all: an interrupt cannot tell them different things."""
 
@@ -390,14 +440,9 @@ class Core:
         assert isinstance(view, WriteView), "only called by work that transact runs"
         return view
 
-    @contextlib.contextmanager
-    def entered(self, view: View) -> Iterator[None]:
+    def entered(self, view: View) -> contextlib.AbstractContextManager[None]:
         """Make a view the current one for a block."""
-        token = _scopes.set((*_scopes.get(), view))
-        try:
-            yield
-        finally:
-            _scopes.reset(token)
+        return _Entered(view)
 
     def open_view(self) -> ReadView:
         """Return a new snapshot, to be closed by the caller."""
@@ -714,22 +759,9 @@ class Core:
             if watch is not None:
                 watch.check()
 
-    @contextlib.contextmanager
-    def snapshot(self) -> Iterator[View]:
+    def snapshot(self) -> contextlib.AbstractContextManager[View]:
         """Hold one consistent state for a block; in a transaction, the transaction's."""
-        self.check()
-        view = self.current()
-        if view is not None:
-            yield view
-            return
-        view = self.open_view()
-        try:
-            with self.entered(view):
-                yield view
-        finally:
-            view.is_over = True
-            with storage_errors():
-                view.close()
+        return _Snapshot(self)
 
     # --- end ----------------------------------------------------------------------------------------------------------
 

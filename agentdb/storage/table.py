@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ _DELETE_ATTEMPTS = 3
 _TIES = 1 << 14
 """Among so many equal scores of an index it is left to chance which are cut off."""
 _METRICS = ("cosine", "l2", "dot")
+_NO_KEYS = pa.array([], pa.string())
 
 _Part: TypeAlias = list[tuple[str, list[Any]]] | pa.Table
 """Some of the rows of a scan: hot ones by key, or a table in the cold layout."""
@@ -267,22 +267,14 @@ class Table:
         """Read the hot part now and return the source of all."""
         if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 0):
             raise InvalidInputError("limit must be an int of 0 or more, or None")
-        self._core.check()
-        view = self._core.current()
-        with contextlib.ExitStack() as stack:
-            if view is None:
-                view = own = self._core.open_view()
-                stack.callback(own.close)
-            else:
-                stack.enter_context(view.use())
-            stack.enter_context(storage_errors())
+        with self._core.reading() as view:
             entry = self._entry(view)
             names = [c.name for c in entry.schema.columns] if columns is None else _chosen(entry.schema, columns)
             order = _order(entry.schema, order_by)
             plan = Plan.of(condition, entry)
             version = view.version(entry)
             hot = self._hot_rows(view, entry, plan, limit if _is_key_order(entry.schema, order) else None)
-            shadow = _text(entry.hot.keys(view.connection, plan.low, plan.high) if version else [])
+            shadow = _text(entry.hot.keys(view.connection, plan.low, plan.high)) if version else _NO_KEYS
             # From here on only Lance is needed: no reader holds SQLite's log open while it iterates.
             pin = view.pin()
         if order and version:

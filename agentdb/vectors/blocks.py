@@ -75,6 +75,11 @@ class FrozenBlock(Protocol):
         """`[size]`: which slots hold a vector."""
         ...
 
+    @property
+    def place(self) -> str:
+        """Where `search` runs, in words."""
+        ...
+
     def search(
         self, queries: npt.ArrayLike, k: int, *, mask: Mask | None = None, tie: Tie | None = None
     ) -> tuple[Slots, Matrix]:
@@ -396,6 +401,11 @@ class FrozenNumpyBlock:
     """Live rows that are too large or too small for float32 products."""
     _bounds: _Bounds
 
+    @property
+    def place(self) -> str:
+        """See `FrozenBlock.place`."""
+        return "on the host"
+
     def search(
         self, queries: npt.ArrayLike, k: int, *, mask: Mask | None = None, tie: Tie | None = None
     ) -> tuple[Slots, Matrix]:
@@ -679,6 +689,14 @@ class FrozenDeviceBlock:
     def __init__(self, index: Any, size: int, live: Mask, removals: int) -> None:
         self.size, self.live, self.removals = size, live, removals
         self._index = index
+
+    @property
+    def place(self) -> str:
+        """See `FrozenBlock.place`."""
+        from agentdb.kernels.choice import choose
+
+        choice = choose("group_max", self._index.device)
+        return f"on {choice.device} by {choice.backend} ({choice.reason})"
 
     def search(
         self, queries: npt.ArrayLike, k: int, *, mask: Mask | None = None, tie: Tie | None = None

@@ -531,8 +531,12 @@ class Searcher:
         small = self._resident(request, names, text=wants_text, limit_bytes=limit)
         if small is not None:
             what = "the scope" if request.scope is not None else "the collection"
-            fits = "fits the device" if limit is None else f"takes at most {limit >> 20} MiB in memory"
-            plans = [SignalPlan(signal, "resident", True, f"{what} {fits}") for signal in _signals(request)]
+            fits = "is held in memory" if limit is None else f"takes at most {limit >> 20} MiB in memory"
+            reasons = dict.fromkeys(_signals(request), f"{what} {fits}")
+            if limit is None and request.dense is not None:
+                # Few vectors stay on the host, and so do those that the device refused.
+                reasons["vector"] += f" and searched {small.place(request.dense_column)}"
+            plans = [SignalPlan(signal, "resident", True, reason) for signal, reason in reasons.items()]
             return _Sources(small, small, small, tuple(plans))
         spec = None if request.dense is None or request.is_exact else self._index(request.dense)
         large = None if spec is not None else self._resident(request, names, text=wants_text, limit_bytes=None)

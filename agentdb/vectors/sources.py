@@ -249,6 +249,10 @@ class ResidentSource:
     def _mask(self) -> npt.NDArray[np.bool_] | None:
         return None if self._filter is None else self._frozen.mask(self._filter)
 
+    def place(self, column: str) -> str:
+        """Return where the vectors of a column are searched, in words."""
+        return self._frozen.blocks[column].place
+
     def nearest(self, column: str, queries: npt.NDArray[np.float32], k: int, metric: Metric) -> list[Found]:  # noqa: ARG002
         """Return the K nearest rows of each query; the block knows its metric."""
         block = self._frozen.blocks[column]

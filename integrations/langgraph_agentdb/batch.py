@@ -28,7 +28,7 @@ _AT_ONCE = 128
 class _Item:
     """One write, and the task that waits for it."""
 
-    __slots__ = ("begin", "context", "error", "future", "loop", "prepare", "result")
+    __slots__ = ("begin", "context", "error", "future", "is_done", "loop", "prepare", "result")
 
     def __init__(self, begin: Callable[[], tuple[Any, Callable[[], Any]]]) -> None:
         self.begin = begin
@@ -38,13 +38,17 @@ class _Item:
         self.future: asyncio.Future[Any] = self.loop.create_future()
         self.prepare: Callable[[], Any] | None = None
         self.result: Any = None
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
+        self.is_done = False
+        """It is durable."""
 
     def settle(self) -> None:
         """Wake the task; in its loop."""
         if self.future.done():
             return  # the wait was abandoned
-        if self.error is not None:
+        if isinstance(self.error, StopIteration):  # which no future takes
+            self.future.set_exception(RuntimeError(f"a serializer raised {self.error!r}"))
+        elif self.error is not None:
             self.future.set_exception(self.error)
         else:
             self.future.set_result(self.result)
@@ -108,9 +112,10 @@ class Batch:
                     return
             try:
                 self._write(items)
-            except Exception as error:
+            except BaseException as error:
                 for item in items:
-                    item.error = item.error or error
+                    if not item.is_done:
+                        item.error = item.error or error
             _wake(items)
 
     def _write(self, items: Sequence[_Item]) -> None:
@@ -118,15 +123,15 @@ class Batch:
             try:
                 item.context.run(self._check)
                 item.result, item.prepare = item.context.run(item.begin)
-            except Exception as error:  # it belongs to the caller of that write
+            except BaseException as error:  # whatever it is, it belongs to the caller of that write, and to no other
                 item.error = error
         for _ in range(ATTEMPTS):
             works: list[tuple[_Item, Any]] = []
             for item in items:
-                if item.error is None and item.prepare is not None:
+                if item.error is None and item.prepare is not None and not item.is_done:
                     try:
                         works.append((item, item.context.run(item.prepare)))
-                    except Exception as error:
+                    except BaseException as error:
                         item.error = error
             if not works:
                 return
@@ -134,10 +139,10 @@ class Batch:
             for (item, _), outcome in zip(works, outcomes, strict=True):
                 if isinstance(outcome, Exception):
                     item.error = outcome
-                elif outcome:
-                    item.prepare = None
+                else:
+                    item.is_done = outcome
         for item in items:
-            if item.prepare is not None and item.error is None:
+            if not item.is_done and item.error is None:
                 item.error = ConflictError("checkpoints of this thread are removed faster than a new one can be stored")
 
 

@@ -25,7 +25,7 @@ import agentdb
 from agentdb import AccessDeniedError, ClosedError, Config, InvalidInputError, UnavailableError
 from agentdb_embedders import HashingEmbedder
 from langchain_agentdb import AgentDBEmbeddings
-from langgraph_agentdb import AgentDBCache, AgentDBSaver, AgentDBStore
+from langgraph_agentdb import AgentDBCache, AgentDBSaver, AgentDBStore, StrictSerializer
 from langgraph_agentdb.batch import Batch
 
 QUIET = Config(maintenance=False)
@@ -366,6 +366,70 @@ def test_a_task_of_another_loop_does_not_wait_for_a_writer_that_was_closed():
     asyncio.run(wait())
     second.join(30)
     assert [type(one) for one in outcomes] == [ClosedError, ClosedError]
+
+
+# ------------------------------------------------------------------------------------------------- writes that share a commit
+
+
+class Panic(BaseException):
+    """What an extension written in another language may raise."""
+
+
+class Fussy(StrictSerializer):
+    """Raises, for some values, what hardly anybody catches."""
+
+    def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
+        if isinstance(obj, str) and obj in _RAISED:
+            raise _RAISED[obj]
+        return super().dumps_typed(obj)
+
+
+_RAISED: dict[str, BaseException] = {"stop": StopIteration("nothing more"), "panic": Panic("out of bounds")}
+
+
+def test_whatever_a_serializer_raises_reaches_its_caller_and_nobody_else(db_path):
+    at: Any = {"configurable": {**THREAD["configurable"], "checkpoint_id": "1"}}
+
+    async def main() -> None:
+        async with AgentDBSaver(db_path, serde=Fussy()) as saver:
+            for _ in range(2):
+                writes = [
+                    saver.aput_writes(at, [("x", value)], value) for value in ("a", "stop", "b", "panic", "c", "stop")
+                ]
+                found = await asyncio.wait_for(asyncio.gather(*writes, return_exceptions=True), 60)
+                assert [type(one) for one in found] == [
+                    type(None), RuntimeError, type(None), Panic, type(None), RuntimeError
+                ]  # fmt: skip
+
+    asyncio.run(main())
+
+
+def test_what_is_durable_is_not_said_to_have_failed():
+    """A commit that comes later, for those whose preparation was out of date, fails only them."""
+    rounds: list[int] = []
+
+    def commit(works: Sequence[Any]) -> list[bool | Exception]:
+        rounds.append(len(works))
+        if len(rounds) > 1:
+            raise agentdb.StorageError("the disk is full")
+        return [work == "now" for work in works]
+
+    batch = Batch(commit, lambda: None)
+    batch._is_draining = True  # all are handed over before the first is written
+
+    async def main() -> list[Any]:
+        waiting = [
+            asyncio.create_task(batch.run(lambda work=work: (work, lambda: work))) for work in ("now", "later", "now")
+        ]
+        await asyncio.sleep(0)
+        batch._thread.submit(batch._drain)
+        return await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 60)
+
+    first, second, third = asyncio.run(main())
+    assert first == third == "now"
+    assert isinstance(second, agentdb.StorageError)
+    assert rounds == [3, 1]
+    batch.close()
 
 
 # --------------------------------------------------------------------------------------------------------------- the cache

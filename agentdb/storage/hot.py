@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +30,17 @@ from agentdb.storage.locks import fork_generation
 from agentdb.storage.payload import pack, unpack
 from agentdb.storage.schema import TableSchema
 
-__all__ = ["FORMAT_VERSION", "Catalogue", "HotStore", "HotTable", "Pending", "Statistics", "Written", "storage_errors"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Catalogue",
+    "HotStore",
+    "HotTable",
+    "KeyOrder",
+    "Pending",
+    "Statistics",
+    "Written",
+    "storage_errors",
+]
 
 FORMAT_VERSION = 1
 APPLICATION_ID = 0x41674442  # "AgDB"
@@ -331,15 +342,24 @@ class HotTable:
         low: str | None = None,
         high: str | None = None,
         limit: int | None = None,
+        order: KeyOrder | None = None,
     ) -> list[tuple[str, list[Any]]]:
-        """Return the rows within key bounds for which a compiled predicate holds, the first so many in key order."""
+        """Return the rows within key bounds for which a compiled predicate holds, in the order of their keys.
+
+        With a limit they are the first so many in that order if it is given, else any.
+        """
         sql = f"SELECT _key, row FROM {self.rows} AS r WHERE _op = 0"
         bounds, bound = _key_bounds(low, high)
         if where is not None:
             bounds += f" AND ({where})"
             bound = [*bound, *parameters]
         bound.append(-1 if limit is None else limit)
-        rows: list[Any] = connection.execute(f"{sql}{bounds} ORDER BY _key LIMIT ?", bound).fetchall()
+        # Asked for an order, SQLite walks the index of keys and looks at every row, however few an index finds.
+        ordered = order is not None and limit is not None
+        by = f" ORDER BY _key {order}" if ordered else ""
+        rows: list[Any] = connection.execute(f"{sql}{bounds}{by} LIMIT ?", bound).fetchall()
+        if not ordered:
+            rows.sort(key=itemgetter(0), reverse=order == "DESC")
         return [(key, _decode_row(row)) for key, row in rows]
 
     def match_keys(
@@ -454,6 +474,7 @@ def _key_bounds(low: str | None, high: str | None) -> tuple[str, list[Any]]:
     return sql, bound
 
 
+KeyOrder = Literal["ASC", "DESC"]
 ReadMode = Literal["write", "read", "immutable"]
 
 

@@ -28,6 +28,8 @@ class Plan:
     hot_exact: bool = True
     low: str | None = None
     high: str | None = None
+    fixed: int = 0
+    """How many leading key columns have the same value in all rows that match."""
 
     @classmethod
     def of(cls, condition: Filter | None, entry: TableEntry) -> Plan:
@@ -40,8 +42,8 @@ class Plan:
             return cls(entry.schema)
         hot = compile_sqlite(condition, entry.schema, "r", entry.hot.terms)
         bounds = key_bounds(condition, entry.schema)
-        low, high = (bounds.low, bounds.high) if bounds is not None else (None, None)
-        return cls(entry.schema, condition, hot.sql, hot.params, hot.exact, low, high)
+        low, high, fixed = (bounds.low, bounds.high, bounds.fixed) if bounds is not None else (None, None, 0)
+        return cls(entry.schema, condition, hot.sql, hot.params, hot.exact, low, high, fixed)
 
     @cached_property
     def _cold(self) -> LancePredicate:

@@ -103,11 +103,13 @@ class KeyBounds:
         low: inclusive; None: from the first.
         high: exclusive; None: to the last.
         key: the only ``_key`` that can match, where every key column is given.
+        fixed: how many leading key columns have one value each in it.
     """
 
     low: str | None
     high: str | None
     key: str | None = None
+    fixed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -669,7 +671,7 @@ def key_bounds(condition: Filter, schema: TableSchema) -> KeyBounds | None:
         if found is not None:
             by_column.setdefault(column.name, []).append(found)
     prefix = ""
-    for name in schema.key:
+    for fixed, name in enumerate(schema.key):
         ranges = by_column.get(name, ())
         column = schema.column(name)
         single = next((one for one in ranges if one.single), None)
@@ -681,8 +683,8 @@ def key_bounds(condition: Filter, schema: TableSchema) -> KeyBounds | None:
             first, last = _encoded(column, prefix, confined)
             low = max(filter(None, (low, first)), default=None)
             high = min(filter(None, (high, last)), default=None)
-        return None if low is None and high is None else KeyBounds(low, high)
-    return KeyBounds(prefix, after_prefix(prefix), prefix)
+        return None if low is None and high is None else KeyBounds(low, high, fixed=fixed)
+    return KeyBounds(prefix, after_prefix(prefix), prefix, len(schema.key))
 
 
 def _physical(column: Column, value: Any) -> Any:

@@ -19,7 +19,7 @@ from agentdb.storage.cold import ColumnFill
 from agentdb.storage.core import Core, View, WriteView
 from agentdb.storage.flush import ColdWriter, Guard
 from agentdb.storage.follower import Follower, Part
-from agentdb.storage.hot import TableEntry, storage_errors
+from agentdb.storage.hot import KeyOrder, TableEntry, storage_errors
 from agentdb.storage.indices import TEXT_INDEX, IndexDefinition, IndexInfo
 from agentdb.storage.locks import LockedError
 from agentdb.storage.plan import Plan, complete, hot_table
@@ -250,11 +250,11 @@ class Table:
         return [key for key, _ in self._hot_rows(view, entry, plan)]
 
     def _hot_rows(
-        self, view: View, entry: TableEntry, plan: Plan, limit: int | None = None
+        self, view: View, entry: TableEntry, plan: Plan, limit: int | None = None, order: KeyOrder | None = None
     ) -> list[tuple[str, list[Any]]]:
-        """Return the hot rows that match; with a limit, at least the first so many in key order."""
+        """Return the hot rows that match, as `HotTable.match` does, but maybe more than the limit."""
         limit = limit if plan.hot_exact else None
-        rows = entry.hot.match(view.connection, plan.hot_where, plan.hot_parameters, plan.low, plan.high, limit)
+        rows = entry.hot.match(view.connection, plan.hot_where, plan.hot_parameters, plan.low, plan.high, limit, order)
         return rows if plan.hot_exact else [one for one in rows if plan.holds(one[1])]
 
     def _scan(
@@ -273,14 +273,16 @@ class Table:
             order = _order(entry.schema, order_by)
             plan = Plan.of(condition, entry)
             version = view.version(entry)
-            hot = self._hot_rows(view, entry, plan, limit if _is_key_order(entry.schema, order) else None)
+            by_key = _key_order(entry.schema, order, plan.fixed)
+            hot = self._hot_rows(view, entry, plan, limit if by_key or not order else None, by_key)
             shadow = _text(entry.hot.keys(view.connection, plan.low, plan.high)) if version else _NO_KEYS
             # From here on only Lance is needed: no reader holds SQLite's log open while it iterates.
             pin = view.pin()
         if order and version:
             parts = self._ordered(entry, version, plan, names, order, hot, shadow, limit)
         else:
-            parts = self._unordered(entry, version, plan, names, _sorted(entry.schema, hot, order), shadow, limit)
+            hot = hot if by_key else _sorted(entry.schema, hot, order)
+            parts = self._unordered(entry, version, plan, names, hot, shadow, limit)
         return entry, _Source(self._core, parts, pin)
 
     def _cold_tables(
@@ -1111,9 +1113,15 @@ def _sorted(
     return rows
 
 
-def _is_key_order(schema: TableSchema, order: list[tuple[str, str]]) -> bool:
-    """Whether rows in the order of their keys are in this order too, so that the first by key are the first."""
-    return [(name, "ascending") for name in schema.key[: len(order)]] == order
+def _key_order(schema: TableSchema, order: list[tuple[str, str]], fixed: int) -> KeyOrder | None:
+    """Return the order of keys that is this order too, for rows whose first so many key columns are all the same."""
+    if not order:
+        return None
+    left, key = [one for one in order if one[0] not in schema.key[:fixed]], schema.key[fixed:]
+    if left == [(name, "ascending") for name in key[: len(left)]]:
+        return "ASC"
+    # Equal rows are in the ascending order of their keys, so here none may be equal.
+    return "DESC" if left == [(name, "descending") for name in key] else None
 
 
 def _chosen(schema: TableSchema, columns: Sequence[str]) -> list[str]:

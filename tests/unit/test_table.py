@@ -316,6 +316,39 @@ def test_both_tiers_sort_alike(db: agentdb.Database) -> None:
     assert ranked() == hot
 
 
+@pytest.mark.parametrize("cold", [0, 30, 60])
+def test_first_rows_by_key_are_the_first_of_all(db: agentdb.Database, cold: int) -> None:
+    fields = [pa.field("a", pa.string(), nullable=False), pa.field("b", pa.int64(), nullable=False)]
+    fields += [pa.field("c", pa.string(), nullable=False), pa.field("n", pa.int64())]
+    table = db.table(TableSchema("series", fields, key=("a", "b", "c"), indexed="n"))
+    rows = [{"a": "xy"[i % 2], "b": i // 2 % 5 - 2, "c": f"{7 * i % 60:02}", "n": i} for i in range(60)]
+    table.put_many(rows[:cold])
+    db.flush()
+    table.put_many(rows[cold:])
+    table.delete(("x", -2, "00"))
+    filters = {
+        None: lambda _: True,
+        field("a") == "x": lambda row: row["a"] == "x",
+        And(field("a") == "y", field("b") == 1): lambda row: row["a"] == "y" and row["b"] == 1,
+        And(field("a") == "y", field("b") > 0): lambda row: row["a"] == "y" and row["b"] > 0,
+        field("n") <= 40: lambda row: row["n"] <= 40,
+    }
+    orders = ["a", "b", "c", "n"], ["b", "c"], ["b"], ["c"], ["c", "b"], ["b", "a", "c"]
+    ways = [[(name, way) for name in names] for names in orders for way in ("asc", "desc")]
+    ways += [[("b", "desc"), ("c", "asc")], [("a", "desc"), ("b", "asc")]]
+    for condition, holds in filters.items():
+        matching = [row for row in rows[1:] if holds(row)]
+        for order in ways:
+            expected = sorted(matching, key=lambda row: (row["a"], row["b"], row["c"]))
+            for name, way in reversed(order):
+                expected.sort(key=lambda row: row[name], reverse=way == "desc")
+            for limit in (None, 1, 7):
+                assert list(table.scan(condition, order_by=order, limit=limit)) == expected[:limit]
+        some = list(table.scan(condition, limit=7))
+        assert len(some) == min(7, len(matching))
+        assert all(row in matching for row in some)
+
+
 def test_scan_options(docs: Any, settle: Any) -> None:
     docs.put_many([doc(i) for i in range(6)])
     settle()

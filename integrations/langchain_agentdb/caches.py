@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from agentdb import (
     IntegrityError,
     InvalidInputError,
     NamedCollection,
+    NotFoundError,
     Table,
     TableSchema,
     check_vectors,
@@ -96,7 +98,8 @@ class _Answers:
     def _sweep(self, _: float) -> bool:
         if time.monotonic() >= self._sweep_due:
             self._sweep_due = time.monotonic() + _SWEEP_EVERY_S
-            self.table.delete_many(filter=field("expires_at") <= _now(self.db))
+            with suppress(NotFoundError):  # what made the table was rolled back
+                self.table.delete_many(filter=field("expires_at") <= _now(self.db))
         return False
 
 

@@ -214,6 +214,21 @@ def answers() -> list[list[Any]]:
     ]
 
 
+def test_a_cache_whose_table_was_rolled_back_is_no_matter_for_maintenance(db_path: Path) -> None:
+    with agentdb.open(db_path, config=Config(maintenance=False)) as db:
+        cache = AgentDBLLMCache(db)
+
+        def fail() -> None:
+            with db.transaction():
+                cache.update("prompt", "model", [Generation(text="answer")])
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
+        db.optimize()
+        assert cache.lookup("prompt", "model") is None
+
+
 def test_an_answer_comes_back_as_it_was(db_path: Path) -> None:
     with AgentDBLLMCache(db_path) as cache:
         for i, one in enumerate(answers()):

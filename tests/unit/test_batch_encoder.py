@@ -123,19 +123,33 @@ def plain_attention(query, key, value, ends, other_ends, longest, other_longest)
     return torch.cat(parts, dim=1).transpose(0, 1)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
-def test_sequences_side_by_side_give_the_vectors_of_encode(model, monkeypatch, pooling):
-    """The packed pass as a GPU runs it, but for its attention and the memory that it copies from."""
+@pytest.fixture
+def packed(monkeypatch):
+    """Makes an encoder that runs the packed pass as on a GPU, but for its attention and the memory that it copies from."""
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", plain_attention)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
-    transformer, normalize = model[0], model[2]
-    model = SentenceTransformer(modules=[transformer, Pooling(384, pooling), normalize], device="cpu")
-    encoder = BatchEncoder(model, batch_tokens=300)
-    padded = encoder.encode_tokens(TEXTS)
-    encoder._packed = _PackedBert(torch, encoder._model)
-    encoder._window_texts = 4
-    np.testing.assert_allclose(encoder.encode(TEXTS), model.encode(TEXTS, show_progress_bar=False), atol=1e-5)
-    for (ids, vectors), (its, theirs) in zip(encoder.encode_tokens(TEXTS), padded, strict=True):
+
+    def made(model):
+        encoder = BatchEncoder(model, batch_tokens=70)
+        encoder._packed = _PackedBert(torch, encoder._model)
+        encoder._window_texts = 4
+        return encoder
+
+    return made
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+def test_sequences_side_by_side_give_the_vectors_of_encode(model, packed, pooling):
+    texts = [*TEXTS[:5], "long " * 60]
+    pooled = SentenceTransformer(modules=[model[0], Pooling(384, pooling), model[2]], device="cpu")
+    np.testing.assert_allclose(packed(pooled).encode(texts), pooled.encode(texts, show_progress_bar=False), atol=1e-5)
+
+
+def test_sequences_side_by_side_give_the_same_token_vectors(model, packed):
+    texts = [*TEXTS[:5], "long " * 60]
+    for (ids, vectors), (its, theirs) in zip(
+        packed(model).encode_tokens(texts), BatchEncoder(model).encode_tokens(texts), strict=True
+    ):
         assert ids.tolist() == its.tolist()
         np.testing.assert_allclose(vectors, theirs, atol=2e-5)
 

@@ -239,7 +239,9 @@ def test_pain_6_async(tmp_path, db):
 
 def test_pain_7_locked(tmp_path, db):
     path = tmp_path / "peer.sqlite"
-    sqlite_saver(path).setup()
+    first = sqlite_saver(path)
+    first.setup()
+    first.conn.close()
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         theirs = sqlite_saver(path, timeout_s=0.2)

@@ -113,6 +113,7 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            cwd=os.sep,  # the caller's may be gone, or be unmounted while the worker waits
             start_new_session=True,  # an interrupt from the keyboard is this process's to handle
         )
 

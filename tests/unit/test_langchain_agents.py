@@ -123,6 +123,8 @@ def test_what_the_model_sees_anyway_is_not_shown_twice(db: agentdb.Database) -> 
         assert len(model.shown[-1]) == 3
         agent.invoke(say("What is my dog called?"), run("ann", "t2"))
         assert "Bello" in model.system
+        create_agent(model, middleware=[memory]).invoke(say("Bye."), {"configurable": {"thread_id": 3}})
+        assert {one.session_id for one in db.memories.list(agent_id="helper", user_id=None)} == {"3"}
 
 
 def test_each_turn_is_remembered_once_and_in_words(db: agentdb.Database) -> None:
@@ -240,6 +242,18 @@ def test_recall_only_and_a_user_by_function(db: agentdb.Database) -> None:
         )
 
 
+def test_no_more_is_recalled_than_was_asked_for(db: agentdb.Database) -> None:
+    for kind in ("green", "black", "white", "mint", "iced"):
+        db.memories.remember(f"Ann likes {kind} tea.", agent_id="helper")
+    for options, count in (({}, 5), ({"k": 2}, 2), ({"token_budget": 30}, 3)):
+        model = Scripted(script=heard)
+        memory = AgentDBMemoryMiddleware(db, agent_id="helper", remembers=False, **options)
+        create_agent(model, middleware=[memory]).invoke(say("Which tea does Ann like?"))
+        assert model.system.count("Ann likes") == count, options
+    _, recall = AgentDBMemoryToolkit(db, agent_id="helper", k=2).get_tools()
+    assert recall.invoke({"query": "Which tea does Ann like?"}).count("Ann likes") == 2
+
+
 def test_the_model_calls_the_tools_and_cannot_choose_whose_memory(db: agentdb.Database) -> None:
     def script(messages: list[BaseMessage]) -> AIMessage:
         last = messages[-1]
@@ -308,6 +322,7 @@ def test_tools_by_themselves(db_path: Path) -> None:
         assert set(recall.args) == {"query"}
         assert asyncio.run(remember.ainvoke({"content": "Ann likes tea.", "memory_type": "episodic"})) == "Remembered."
         assert "tea" in recall.invoke({"query": "tea"})
+        assert [one.memory_type for one in db.memories.list(agent_id="helper", user_id="ann")] == ["episodic"]
     for wrong, said in (
         ({"agent_id": ""}, "agent_id must be a str"),
         ({"agent_id": 3}, "agent_id must be a str"),
@@ -508,6 +523,40 @@ def test_whatever_is_copied_goes_on_in_its_database_and_says_why_it_cannot_be_pi
     copy.deepcopy(records).update(["a"])
     assert records.exists(["a"]) == [True]
     assert [one.id for one in copy.deepcopy(store).similarity_search("tea")] == ["a"]
+
+
+def test_whose_memories_a_retriever_finds_is_what_it_was_made_with(db: agentdb.Database) -> None:
+    for session, namespace in (("one", None), ("two", None), ("one", "n")):
+        text = f"Tea in session {session} of namespace {namespace}."
+        about = {"score": "theirs", "kept": True}
+        db.memories.remember(text, agent_id="helper", session_id=session, namespace=namespace, metadata=about)
+    whole = AgentDBMemoryRetriever(db, agent_id="helper", k=9)
+    assert {one.metadata["session_id"] for one in whole.invoke("Tea")} == {"one", "two"}
+    (found,) = AgentDBMemoryRetriever(db, agent_id="helper", session_id="two").invoke("Tea")
+    assert found.page_content == "Tea in session two of namespace None."
+    assert found.metadata["kept"] is True
+    assert isinstance(found.metadata["score"], float), "what the retriever says counts more than metadata of that name"
+    (found,) = AgentDBMemoryRetriever(db, agent_id="helper", namespace="n").invoke("Tea")
+    assert found.page_content == "Tea in session one of namespace n."
+    assert len(AgentDBMemoryRetriever(db, agent_id="helper", token_budget=10).invoke("Tea")) == 1
+
+
+@pytest.mark.parametrize("way", ["invoke", "ainvoke"])
+def test_a_recall_counts_as_a_use_unless_it_shall_not(db: agentdb.Database, way: str) -> None:
+    db.memories.remember("Tea", agent_id="helper")
+    for reinforces in (False, True):
+        retriever = AgentDBMemoryRetriever(db, agent_id="helper", reinforce=reinforces)
+        assert len(asyncio.run(retriever.ainvoke("Tea")) if way == "ainvoke" else retriever.invoke("Tea")) == 1
+        assert [one.uses for one in db.memories.list(agent_id="helper")] == [1 + reinforces], (
+            "being remembered is one use"
+        )
+
+
+def test_a_passage_is_cited_by_its_place_whatever_its_metadata_says(db: agentdb.Database) -> None:
+    db.documents.ingest(agentdb.Document("Tea is at five.", metadata={"score": "theirs", "kept": True}))
+    (found,) = AgentDBRetriever(db, documents=True).invoke("Tea")
+    assert found.metadata["kept"] is True
+    assert isinstance(found.metadata["score"], float)
 
 
 def test_a_configured_user_is_a_wall(db: agentdb.Database) -> None:

@@ -179,6 +179,40 @@ def test_a_search_finds_what_brute_force_finds(store: AgentDBVectorStore, condit
     assert {one.id for one in found} == {name for name, row in ROWS.items() if holds(condition, row)}
 
 
+def test_what_null_and_missing_mean(tmp_path) -> None:
+    rows = {
+        "null": {"a": None},
+        "one": {"a": 1},
+        "two": {"a": 2},
+        "missing": {},
+        "text": {"a": "xy"},
+        "list": {"a": ["xy"]},
+    }
+    with AgentDBVectorStore(Numbered(), tmp_path / "db") as store:
+        store.add_texts(list(rows), list(rows.values()), ids=list(rows))
+        for condition, expected in (
+            (None, {"null"}),
+            ({"$eq": None}, {"null"}),
+            ({"$ne": None}, {"one", "two", "text", "list"}),
+            ({"$ne": 1}, {"two", "text", "list"}),
+            ({"$in": [None]}, {"null"}),
+            ({"$in": [1, None]}, {"null", "one"}),
+            ({"$in": [1]}, {"one"}),
+            ({"$in": []}, set()),
+            ({"$nin": [1]}, {"two", "text", "list"}),
+            ({"$nin": [1, None]}, {"two", "text", "list"}),
+            ({"$nin": []}, {"one", "two", "text", "list"}),
+            ({"$not": {"$in": [1]}}, {"null", "two", "missing", "text", "list"}),
+            ({"$exists": True}, {"null", "one", "two", "text", "list"}),
+            ({"$exists": False}, {"missing"}),
+            ({"$contains": "xy"}, {"text", "list"}),
+            ({"$contains": "x"}, {"text"}),
+            ({"$gt": 1}, {"two"}),
+        ):
+            found = store.similarity_search("x", k=9, filter={"a": condition})
+            assert {one.id for one in found} == expected, condition
+
+
 @pytest.mark.parametrize("value", HOSTILE, ids=repr)
 def test_a_hostile_value_is_only_a_value(store: AgentDBVectorStore, value: str) -> None:
     for condition in (

@@ -239,6 +239,29 @@ def test_it_answers_as_the_one_in_memory_does(db: agentdb.Database, clock: Clock
         assert ours.list_keys(**asked, limit=2) == sorted(theirs.list_keys(**asked))[:2]
 
 
+def test_before_and_after_leave_out_the_time_itself(db: agentdb.Database) -> None:
+    records = AgentDBRecordManager(db, namespace="n")
+    records.update(["a"])
+    at = db.table("_langchain_records").get(("n", "a"))["updated_at"]
+    assert records.list_keys(before=at) == records.list_keys(after=at) == []
+    assert records.list_keys(before=at + 1, after=at - 1) == ["a"]
+
+
+def test_an_update_that_fails_records_nothing(db: agentdb.Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = AgentDBRecordManager(db, namespace="n")
+    records.update(["old"])
+
+    def fail(_: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(records._connection().times, "put", fail)
+        with pytest.raises(KilledError):
+            records.update(["old", "new"], group_ids=["g", "g"])
+    assert records.list_keys() == ["old"]
+    assert records.list_keys(group_ids=["g"]) == []
+
+
 def test_an_update_without_groups_keeps_them(db: agentdb.Database) -> None:
     records = AgentDBRecordManager(db, namespace="n")
     records.update(["a", "b"], group_ids=["g", None])

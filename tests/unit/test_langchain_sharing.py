@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 
 import pytest
 from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
 from langchain_core.messages import HumanMessage
 from langchain_core.outputs import Generation
 
 import agentdb
-from agentdb import ClosedError
+from agentdb import ClosedError, InvalidInputError
 from agentdb_embedders import HashingEmbedder
 from langchain_agentdb import (
     AgentDBByteStore,
@@ -147,6 +148,10 @@ def test_all_of_one_path_share_one_database_and_leave_nothing_open(db_path: Path
     assert len(engines) == 1
     for name, kind in WRITERS.items():
         kind.write(parts[name], "a")
+    parts["semantic cache"].update(*answered(None, "a"))
+    assert parts["memory retriever"].invoke("a") == []
+    assert "Nothing is remembered" in parts["middleware"].tools[1].invoke({"query": "a"})
+    assert len(parts["retriever"].invoke("a")) == 1
     for name in list(parts)[::2]:
         parts[name].close()
         with pytest.raises(ClosedError):
@@ -172,6 +177,28 @@ def test_all_of_one_path_share_one_database_and_leave_nothing_open(db_path: Path
             with kind.make(db) as again:
                 assert kind.count(again) == (1 if name in list(parts)[::2] else 2), name
         db.table("_langchain_bytes").count()  # given open, it stays open
+
+
+class Failing(Embeddings):
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        raise RuntimeError("the embedder is down")
+
+    def embed_query(self, text: str) -> list[float]:
+        return [1.0]
+
+
+def test_a_store_that_could_not_be_filled_leaves_nothing_open(db_path: Path) -> None:
+    with AgentDBVectorStore(EMBEDDER, db_path) as other:
+        assert other.get_by_ids(["a"]) == []
+    for make in (
+        lambda: AgentDBVectorStore.from_texts(["a"], Failing(), db_or_path=db_path),
+        lambda: AgentDBVectorStore.from_texts(["a"], EMBEDDER, [{"a": object()}], db_or_path=db_path),
+        lambda: asyncio.run(AgentDBVectorStore.afrom_texts(["a"], Failing(), db_or_path=db_path)),
+        lambda: asyncio.run(AgentDBVectorStore.afrom_texts(["a"], EMBEDDER, [{"a": object()}], db_or_path=db_path)),
+    ):
+        with pytest.raises((RuntimeError, InvalidInputError)):
+            make()
+        assert opened_below(db_path) == []
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -121,8 +121,11 @@ def test_keys_are_met_to_the_letter_and_namespaces_do_not_leak(db_path: Path) ->
             assert one.mget(HOSTILE) == [f"{number} {key}".encode() if key in kept else None for key in HOSTILE]
             for prefix in ["", *HOSTILE]:
                 assert list(one.yield_keys(prefix=prefix)) == sorted(key for key in kept if key.startswith(prefix))
-        store.mset([("a", b"1"), ("a", b"2")])
-        assert store.mget(["a"]) == [b"2"]
+        store.mset([("b", b"1"), ("b", b"2")])
+        assert store.mget(["b"]) == [b"2"]
+        db.flush()
+        store.mset([("c", b"3"), ("a", b"4")])
+        assert list(store.yield_keys()) == ["a", "b", "c"], "in order, wherever they are stored"
 
 
 def test_bytes_only_and_all_or_none(db_path: Path) -> None:
@@ -459,6 +462,12 @@ def test_a_chat_is_read_as_its_words(db_path: Path) -> None:
             [{"type": "text", "text": "the capital"}, {"type": "image", "base64": "AA", "mime_type": "image/png"}]
         )
         assert chat.invoke([picture]).content == "2"
+        for more in (
+            ToolMessage("the capital", tool_call_id="1"),
+            AIMessage("the capital", additional_kwargs={"function_call": {"name": "capital"}}),
+        ):
+            assert cache.lookup(dumps([more]), "m") is None
+        assert len(embeddings.asked) == asked
         call = AIMessage("", tool_calls=[{"name": "capital", "args": {}, "id": "1"}])
         assert chat.invoke([HumanMessage("capital"), call, ToolMessage("x", tool_call_id="1")]).content == "3"
         assert len(embeddings.asked) == asked, "what is more than words has no vector"
@@ -572,6 +581,7 @@ def test_sessions_do_not_bleed(db_path: Path) -> None:
             sessions[doomed].clear()
         for one, history in sessions.items():
             assert [m.content for m in history.messages] == ([] if one in HOSTILE[::3] else [f"I am {one!r}"])
+        assert db.table("_langchain_sessions").count() == len(HOSTILE) - len(HOSTILE[::3])
         sessions[HOSTILE[0]].add_user_message("again")
         assert [m.content for m in sessions[HOSTILE[0]].messages] == ["again"]
     for wrong in ("", 3, None):

@@ -21,7 +21,7 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 from pydantic import ValidationError
 
 import agentdb
-from agentdb import ClosedError, InvalidInputError, field
+from agentdb import ClosedError, InvalidInputError, VectorSpec, field
 from agentdb_embedders import HashingEmbedder
 from langchain_agentdb import (
     AgentDBDocumentIndex,
@@ -185,6 +185,9 @@ def test_batches_are_stored_one_by_one(db_path: Path) -> None:
         with pytest.raises(RuntimeError, match="down"):
             store.add_texts(["d", "bad"], ids=["d", "bad"])
         assert store.get_by_ids(["d"]) == []
+        with pytest.raises(RuntimeError, match="down"):
+            asyncio.run(store.aadd_texts(["e", "f", "g", "bad"], ids=["e", "f", "g", "bad"], batch_size=2))
+        assert names(store.get_by_ids(["e", "f", "g", "bad"])) == ["e", "f"]
 
 
 def test_wrong_arguments_are_named(store: AgentDBVectorStore, tmp_path: Path) -> None:
@@ -413,6 +416,41 @@ def test_words_and_meaning_and_a_reranker(db_path: Path) -> None:
             assert len(words.similarity_search_by_vector(words.embeddings.embed_query("lives"))) == 4
 
 
+def test_a_reranker_of_the_store_has_the_last_word_unless_a_search_says_otherwise(db_path: Path) -> None:
+    def backwards(_: str, texts: list[str]) -> list[float]:
+        return [ord(one[0]) / 1_000 for one in texts]
+
+    with AgentDBVectorStore(Numbered(), db_path, rerank=backwards) as store:
+        store.add_texts(PEOPLE, ids=list("abcd"))
+        assert names(store.similarity_search("x")) == list("dcba")
+        assert [one.id for one, _ in store.similarity_search_with_relevance_scores("x")] == list("dcba")
+        with AgentDBVectorStore(Numbered(), db_path) as plain:
+            assert store.similarity_search("x", rerank=None) == plain.similarity_search("x")
+            assert names(plain.similarity_search("x")) != list("dcba")
+
+
+def test_relevance_is_by_the_metric_that_the_vectors_have(db_path: Path) -> None:
+    query = np.array(Numbered().embed_query("query"))
+    with agentdb.open(db_path) as db:
+        two = {"vector": VectorSpec(D, "cosine"), "other": VectorSpec(D, "dot")}
+        rows = np.array(Numbered(scale=0.1).embed_documents(["a", "b"]), np.float32)
+        db.collection("two", vectors=two).upsert(["a", "b"], vectors={"vector": rows, "other": rows}, texts=["a", "b"])
+        db.collection("dot", dimension=D, metric="dot").upsert(["a", "b"], rows, texts=["a", "b"])
+        logistic = {one: 1 / (1 + np.exp(-row @ query)) for one, row in zip("ab", rows, strict=True)}
+        for name, options in (("dot", {}), ("two", {"vector_name": "other"})):
+            with AgentDBVectorStore(Numbered(), db, collection=name) as store:
+                found = store.similarity_search_with_relevance_scores("query", **options)
+                assert {one.id: score for one, score in found} == pytest.approx(logistic, rel=1e-4)
+                assert asyncio.run(store.asimilarity_search_with_relevance_scores("query", **options)) == found
+
+
+def test_rows_without_a_text_have_an_empty_one(db_path: Path) -> None:
+    with agentdb.open(db_path) as db, AgentDBVectorStore(Numbered(), db, collection="bare") as store:
+        db.collection("bare", dimension=D).upsert(["a"], np.ones((1, D), np.float32))
+        assert store.get_by_ids(["a"]) == store.similarity_search("x") == [Document("", id="a")]
+        assert store.max_marginal_relevance_search("x") == [Document("", id="a")]
+
+
 def test_words_are_searched_without_an_embedding(db_path: Path) -> None:
     class Silent(Numbered):
         def embed_query(self, text: str) -> list[float]:
@@ -421,7 +459,13 @@ def test_words_are_searched_without_an_embedding(db_path: Path) -> None:
     with AgentDBVectorStore(Numbered(), db_path) as store:
         store.add_texts(PEOPLE)
     with AgentDBVectorStore(Silent(), db_path, mode="text") as store:
-        assert store.similarity_search("Lisbon")[0].page_content == PEOPLE[0]
+        for found in (
+            store.similarity_search("Lisbon"),
+            asyncio.run(store.asimilarity_search("Lisbon")),
+            [one for one, _ in store.similarity_search_with_relevance_scores("Lisbon")],
+            [one for one, _ in asyncio.run(store.asimilarity_search_with_relevance_scores("Lisbon"))],
+        ):
+            assert [one.page_content for one in found] == PEOPLE[:1]
 
 
 # --- whose vectors --------------------------------------------------------------------------------------------------------
@@ -436,6 +480,32 @@ def test_the_database_s_own_embedder_and_langchain_s_are_one_collection(db_path:
                 store.add_texts(["Bob lives in Porto"], ids=["f2"])
                 assert names(store.similarity_search("Lisbon", k=1)) == ["f1"]
         assert db.collection("facts").search("Porto", k=1)[0].id == "f2"
+
+
+def test_queries_and_documents_are_embedded_as_such(db_path: Path) -> None:
+    class Noting(HashingEmbedder):
+        def embed(self, texts: Any, kind: Any = "document") -> Any:
+            kinds.append(kind)
+            return super().embed(texts, kind)
+
+    kinds: list[str] = []
+    made = AgentDBEmbeddings(Noting(D))
+    with AgentDBVectorStore(made, db_path) as store:
+        for call, kind in (
+            (lambda: made.embed_query("x"), "query"),
+            (lambda: made.embed_documents(["x"]), "document"),
+            (lambda: asyncio.run(made.aembed_query("x")), "query"),
+            (lambda: asyncio.run(made.aembed_documents(["x"])), "document"),
+            (lambda: store.add_texts(["x"]), "document"),
+            (lambda: asyncio.run(store.aadd_texts(["x"])), "document"),
+            (lambda: store.similarity_search("x"), "query"),
+            (lambda: asyncio.run(store.asimilarity_search("x")), "query"),
+            (lambda: store.max_marginal_relevance_search("x"), "query"),
+            (lambda: asyncio.run(store.amax_marginal_relevance_search("x")), "query"),
+        ):
+            kinds.clear()
+            call()
+            assert set(kinds) == {kind}
 
 
 def test_embeddings_are_copied_as_they_are_and_pickled_by_what_they_are_made_of(db_path: Path) -> None:

@@ -239,8 +239,8 @@ class AgentDBDocumentIndex(Closing, DocumentIndex):
 
     Args:
         embedding: as `AgentDBVectorStore` takes it, like the others.
-        db_or_path: an open database, which stays the caller's to close, or the path of one; or a vector store to share, with
-            its collection, its embedding and its metric.
+        db_or_path: an open database, which stays the caller's to close, or the path of one; or a vector store to share, which
+            stays the caller's, too, with its collection, its embedding and its metric.
         collection: its name.
         metric: of a new collection.
         mode: how documents are found; None: as the vector store finds them, by their vectors.
@@ -266,6 +266,7 @@ class AgentDBDocumentIndex(Closing, DocumentIndex):
     db_or_path: AgentDBVectorStore = Field(exclude=True, repr=False, frozen=True)
     embedding: Any = Field(exclude=True, repr=False, frozen=True)
     _connection: Connection[NamedCollection] = PrivateAttr()
+    _is_given: bool = PrivateAttr()
 
     def __init__(
         self,
@@ -285,6 +286,17 @@ class AgentDBDocumentIndex(Closing, DocumentIndex):
         shared: dict[str, Any] = {"db_or_path": store, "embedding": store.embeddings}
         super().__init__(**fields, **shared)
         self._connection = store._connection
+        self._is_given = store is db_or_path
+
+    def close(self) -> None:
+        """Let calls that have begun end, then close the vector store, unless it was given. Closing twice is allowed."""
+        if not self._is_given:
+            super().close()
+
+    async def aclose(self) -> None:
+        """Do the same without blocking the event loop."""
+        if not self._is_given:
+            await super().aclose()
 
     @property
     def _store(self) -> AgentDBVectorStore:

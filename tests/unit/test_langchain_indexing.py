@@ -18,7 +18,7 @@ from langchain_core.indexing import index as langchain_index
 from langchain_core.runnables import ConfigurableField
 
 import agentdb
-from agentdb import Config, InvalidInputError
+from agentdb import ClosedError, Config, InvalidInputError
 from langchain_agentdb import AgentDBDocumentIndex, AgentDBRecordManager, AgentDBVectorStore
 
 index = partial(langchain_index, key_encoder="blake2b")
@@ -322,6 +322,11 @@ def test_a_document_index_is_configured_per_run_and_shares_its_store(db: agentdb
         for wrong in ({"collection": "other"}, {"metric": "dot"}, {"embedding": DeterministicFakeEmbedding(size=9)}):
             with pytest.raises(InvalidInputError, match="are those of the vector store"):
                 AgentDBDocumentIndex(**{"embedding": EMBEDDING, "db_or_path": store, **wrong})
+        made.close()
+        asyncio.run(made.aclose())
+        assert [one.id for one in store.similarity_search("Ann")] == ["a"], "the store is its owner's to close"
+    with pytest.raises(ClosedError):
+        made.invoke("Ann")
 
 
 def test_a_document_index_retrieves(db: agentdb.Database) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 from uuid import UUID, uuid4
 
 import pytest
@@ -30,6 +31,7 @@ from agentdb import (
     UnavailableError,
 )
 from langgraph_agentdb import AgentDBSaver
+from langgraph_agentdb import checkpoints as checkpoints_module
 
 QUIET = Config(maintenance=False)
 NASTY = [
@@ -187,6 +189,21 @@ def test_putting_a_checkpoint_again_replaces_it(saver):
     assert again == first
     assert saver.get_tuple(first).checkpoint["channel_values"] == {"x": 2}
     assert len(list(saver.list(place()))) == 1
+
+
+def test_an_older_checkpoint_that_comes_late_is_not_the_newest(db, saver):
+    first = put(saver, place(), {"x": 1})
+    newest = put(saver, first, {"x": "n" * 500})
+    late = put(saver, place(), {"x": "o" * 500}, id="0" + id_of(first)[1:])
+    assert id_of(late) < id_of(first) < id_of(newest)
+    for flush in (False, True):
+        if flush:
+            db.optimize()
+        assert saver.get_tuple(place()).config == newest
+        assert [one.config for one in saver.list(place())] == [newest, first, late]
+        assert saver.get_tuple(late).checkpoint["channel_values"] == {"x": "o" * 500}
+    saver.prune(["thread"])
+    assert [one.config for one in saver.list(place())] == [newest]
 
 
 def test_everything_comes_back(saver):
@@ -432,6 +449,25 @@ def test_superseded_writes_leave_sqlite_and_late_ones_join_them(db, saver):
     assert [value for _, _, value in history["late"]["writes"]] == [2, 1]
 
 
+def test_superseded_writes_behind_many_that_stay_are_moved_too(db, saver, monkeypatch):
+    """Page by page: of the threads that come first nothing can be moved."""
+    monkeypatch.setattr(checkpoints_module, "_SWEEP_ROWS", 3)
+    for thread in ("a", "b", "c", "d"):
+        saver.put_writes(put(saver, place(thread), {"x": 1}), [("x", 1)], "task")
+    for ns in ("", "sub"):
+        chain(saver, 4, "e", ns)
+    checkpoints = saver._connection()
+    rounds = 1
+    while checkpoints._sweep(0.0):
+        rounds += 1
+        assert rounds < 20, "it goes round in circles"
+    assert rounds == 5  # of 12 rows, three each, and a page that is empty
+    assert db.table("_langgraph_pending").count() == 6
+    assert db.table("_langgraph_writes").count() == 6
+    assert [one.pending_writes for one in saver.list(place("e"))][:1] == [[("task 3", "log", ANY)]]
+    assert not checkpoints._sweep_after
+
+
 def test_writes_may_come_before_their_checkpoint(saver):
     config = place(checkpoint_id=str(uuid6(clock_seq=-1)))
     saver.put_writes(config, [("x", 1)], "task")
@@ -583,22 +619,35 @@ def test_copies_live_on_by_themselves(db, saver, flush):
     assert db.verify().ok
 
 
-def test_removal_between_looking_and_storing(db, saver, monkeypatch):
+def begin_again(saver: AgentDBSaver) -> None:
+    saver.delete_thread("thread")
+    chain(saver, 2)
+
+
+@pytest.mark.parametrize(
+    "remove",
+    [lambda saver: saver.delete_thread("thread"), lambda saver: saver.prune(["thread"]), begin_again],
+    ids=["delete", "prune", "begin again"],
+)
+def test_removal_between_looking_and_storing(db, saver, monkeypatch, remove):
     """A checkpoint that shares its parent's values is never left without them."""
     configs = chain(saver, 5)
     checkpoints = saver._connection()
-    look = checkpoints._contents_of
+    look, looks = checkpoints._contents_of, []
 
     def disturbed(*args: Any) -> Any:
         found = look(*args)
-        monkeypatch.setattr(checkpoints, "_contents_of", look)
-        saver.delete_thread("thread")
+        looks.append(found)
+        if len(looks) == 1:
+            remove(saver)
         return found
 
     monkeypatch.setattr(checkpoints, "_contents_of", disturbed)
-    tuple_ = saver.get_tuple(configs[-1])
+    # Of the newest one only the head is read; where the values of another are has to be looked up.
+    tuple_ = saver.get_tuple(configs[2])
     one = {**tuple_.checkpoint, "id": str(uuid6(clock_seq=-1))}
-    stored = saver.put(configs[-1], one, {"step": 5}, {})
+    stored = saver.put(configs[2], one, {"step": 5}, {})
+    assert len(looks) == 2
     assert saver.get_tuple(stored).checkpoint["channel_values"] == tuple_.checkpoint["channel_values"]
 
 
@@ -812,6 +861,38 @@ def test_cancelling_abandons_the_wait(db_path):
             await saver.aput_writes(first, [("x", 2)], "after")
             found = [task_id for task_id, _, _ in (await saver.aget_tuple(first)).pending_writes]
             assert found in (["after"], ["after", "cancelled"])
+
+    asyncio.run(main())
+
+
+def test_one_that_is_cancelled_keeps_nobody_waiting(db_path):
+    """Of tasks that one commit serves, those that have gone are passed over, and the others are woken."""
+
+    async def main() -> None:
+        async with AgentDBSaver(db_path) as saver:
+            first = await saver.aput(place(), checkpoint({"x": 0}, {"x": "1"}), {}, {"x": "1"})
+            held, free = threading.Event(), threading.Event()
+
+            def hold() -> None:
+                with agentdb.open(db_path) as db, db.transaction():
+                    held.set()
+                    free.wait(60)
+
+            holder = threading.Thread(target=hold)
+            holder.start()
+            await asyncio.to_thread(held.wait)
+            tasks = [asyncio.create_task(saver.aput_writes(first, [("x", i)], f"task {i}")) for i in range(6)]
+            await asyncio.sleep(0.01)
+            for one in tasks[::2]:
+                one.cancel()
+            await asyncio.sleep(0)
+            free.set()
+            done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
+            assert [type(one) for one in done] == [asyncio.CancelledError, type(None)] * 3
+            await asyncio.to_thread(holder.join)
+            assert {"task 1", "task 3", "task 5"} <= {
+                one for one, _, _ in (await saver.aget_tuple(first)).pending_writes
+            }
 
     asyncio.run(main())
 

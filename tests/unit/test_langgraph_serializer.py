@@ -238,6 +238,22 @@ def test_types_of_the_caller_are_allowed_by_name(value):
     assert StrictSerializer().with_msgpack_allowlist([name]).loads_typed(dumped) == [value]
 
 
+class Loading(BaseModel):
+    """Made of what it loads itself."""
+
+    raw: str
+
+    def model_post_init(self, _: Any) -> None:
+        StrictSerializer().loads_typed(StrictSerializer().dumps_typed(self.raw))
+
+
+def test_a_type_that_loads_something_itself_hides_no_refusal():
+    dumped = StrictSerializer().dumps_typed([Data(1, []), Loading(raw="x"), Colour.RED])
+    with pytest.raises(InvalidInputError, match=r"Colour.*Data"):
+        StrictSerializer([Loading]).loads_typed(dumped)
+    assert StrictSerializer([Loading, Data, Colour]).loads_typed(dumped)[1] == Loading(raw="x")
+
+
 def test_allow_lists_of_langgraph():
     saver = AgentDBSaver("nowhere")
     assert saver.with_allowlist(set()) is saver

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import gc
 import math
 import threading
 import time
@@ -480,6 +481,15 @@ def test_the_sweeper_sweeps_until_it_is_stopped(db, clock):
     assert AgentDBStore(db).stop_ttl_sweeper()
 
 
+def test_the_sweeper_of_a_store_that_nobody_has_any_more_ends(db):
+    ended = AgentDBStore(db, ttl={"sweep_interval_minutes": 0.0005}).start_ttl_sweeper()
+    deadline = time.monotonic() + 30
+    while not ended.done() and time.monotonic() < deadline:
+        gc.collect()
+        time.sleep(0.005)
+    assert ended.done()
+
+
 def leftovers_of_items(db: agentdb.Database) -> int:
     return db.table("_langgraph_items").count()
 
@@ -585,6 +595,20 @@ def test_handles_see_each_others_writes(db, where):
     assert one.search(("a",)) == []
     other.put(("a",), "k0", {"text": "born again"})
     assert [hit.value for hit in one.search(("a",))] == [{"text": "born again"}]
+
+
+def test_a_write_behind_anothers_does_not_hide_it(db, where):
+    """What a handle has in memory is from before the other's write when its own one comes."""
+    ours, theirs = AgentDBStore(db, index=INDEX), AgentDBStore(db, index=INDEX)
+    ours.put(("a",), "first", {"text": "x"})
+    assert names(ours.search(("a",), query="x")) == ["first"]
+    theirs.put(("a",), "theirs", {"text": "x"})
+    theirs.delete(("a",), "first")
+    ours.put(("a",), "ours", {"text": "x"})
+    assert names(ours.search(("a",))) == ["ours", "theirs"]
+    assert set(names(ours.search(("a",), query="x"))) == {"ours", "theirs"}
+    assert ours.get(("a",), "first") is None
+    assert ours.get(("a",), "theirs").value == {"text": "x"}
 
 
 def test_namespaces_in_memory_stay_within_their_budget(db_path):

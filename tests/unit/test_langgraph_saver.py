@@ -647,7 +647,7 @@ def test_removal_between_looking_and_storing(db, saver, monkeypatch, remove):
     tuple_ = saver.get_tuple(configs[2])
     one = {**tuple_.checkpoint, "id": str(uuid6(clock_seq=-1))}
     stored = saver.put(configs[2], one, {"step": 5}, {})
-    assert len(looks) == 2
+    assert len(looks) >= 2
     assert saver.get_tuple(stored).checkpoint["channel_values"] == tuple_.checkpoint["channel_values"]
 
 

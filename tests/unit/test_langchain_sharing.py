@@ -260,7 +260,7 @@ def test_whoever_calls_while_it_is_closed_is_told_so_and_loses_nothing(db_path: 
         for one in threads:
             one.start()
         for _ in range(12):
-            busy.acquire()
+            assert busy.acquire(timeout=120)
         (db if db is not None and given == "a database that is closed" else store).close()
         for one in threads:
             one.join()

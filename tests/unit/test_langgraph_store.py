@@ -481,9 +481,15 @@ def test_the_sweeper_sweeps_until_it_is_stopped(db, clock):
     assert AgentDBStore(db).stop_ttl_sweeper()
 
 
-def test_the_sweeper_of_a_store_that_nobody_has_any_more_ends(db):
-    ended = AgentDBStore(db, ttl={"sweep_interval_minutes": 0.0005}).start_ttl_sweeper()
+def test_the_sweeper_of_a_store_that_nobody_has_any_more_ends(db, clock):
+    store = AgentDBStore(db, ttl={"sweep_interval_minutes": 0.0005})
+    store.put(("a",), "k", {}, ttl=1)
+    clock.forward(2)
+    ended = store.start_ttl_sweeper()
     deadline = time.monotonic() + 30
+    while leftovers_of_items(db) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    del store  # it has swept once
     while not ended.done() and time.monotonic() < deadline:
         gc.collect()
         time.sleep(0.005)

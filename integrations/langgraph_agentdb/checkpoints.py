@@ -274,8 +274,7 @@ class Checkpoints:
             is_fenced: raise `ConflictError` where it is no child of the newest checkpoint and not meant to branch off.
         """
         versions = (*new.known.values(), *(version for version, _ in new.fresh.values()))
-        for text in (*place, new.checkpoint_id, new.parent, new.run_id, *new.fresh, *new.known, *versions):
-            _check_text(text)
+        _check_texts(*place, new.checkpoint_id, new.parent, new.run_id, *new.fresh, *new.known, *versions)
         ROWS.encode_key((*place, new.checkpoint_id))
         fresh: dict[str, tuple[Version, Row]] = {}
         inline: dict[str, _Ref] = {}
@@ -396,8 +395,7 @@ class Checkpoints:
     def writing(self, place: Place, checkpoint_id: str, task_id: str, writes: Sequence[Write]) -> Prepare:
         """Return how to store writes of a task: of equal indices the first stays, of negative ones the last."""
         for write in writes:
-            _check_text(write.channel)
-            _check_text(write.task_path)
+            _check_texts(write.channel, write.task_path)
         PENDING.encode_key((*place, checkpoint_id, task_id))
         scope = {**place._asdict(), "checkpoint_id": checkpoint_id}
 
@@ -795,13 +793,14 @@ def _shared(known: Mapping[str, Version], parents: Mapping[str, _Ref]) -> dict[s
     return shared
 
 
-def _check_text(text: Version) -> None:
+def _check_texts(*given: Version) -> None:
     """Refuse what cannot be stored before anything is written.
 
     Raises:
         InvalidInputError: it holds a lone surrogate.
     """
-    if isinstance(text, str) and not text.isascii():
+    text = "".join([one for one in given if isinstance(one, str)])
+    if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:

@@ -445,6 +445,8 @@ def test_superseded_writes_leave_sqlite_and_late_ones_join_them(db, saver):
     db.optimize()
     assert db.table("_langgraph_pending").count() == 1
     assert saver.get_tuple(configs[3]).pending_writes == late
+    kept = [saver.get_tuple(one).pending_writes for one in configs]
+    assert [*kept[:3], *kept[4:]] == [*expected[:3], *expected[4:]]  # those that were moved before are found as before
     history = saver.get_delta_channel_history(config=configs[-1], channels=["late"])
     assert [value for _, _, value in history["late"]["writes"]] == [2, 1]
 
@@ -999,6 +1001,18 @@ def test_what_was_changed_on_the_disk_is_found(db, saver):
         saver.get_tuple(stored)
     table.delete((row["thread_id"], row["checkpoint_ns"], row["series"], row["number"]))
     with pytest.raises(IntegrityError):
+        saver.get_tuple(stored)
+
+
+def test_a_size_that_cannot_be_is_not_believed(db, saver):
+    """Whoever can write into the directory must not make a reader ask for a terabyte."""
+    stored = put(saver, place(), {"x": 1})
+    saver.put_writes(stored, [("x", 1)], "task")
+    pending = db.table("_langgraph_pending")
+    (row,) = pending.scan()
+    frame = b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little")  # a frame that says so in its head
+    pending.put({**row, "writes": b"\x01" + frame})
+    with pytest.raises(IntegrityError, match="impossible size"):
         saver.get_tuple(stored)
 
 

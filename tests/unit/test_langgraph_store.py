@@ -428,6 +428,28 @@ def test_what_is_read_or_put_anew_is_not_swept(db, clock):
     assert names(store.search(("a",))) == ["forever"]
 
 
+def test_what_lives_again_by_the_time_it_is_swept_stays(db, clock):
+    """A read or a put may come between looking for what has expired and deleting it."""
+    store = AgentDBStore(db)
+    items = store._connection()
+    scan = items._heads.scan
+
+    def disturbed(*args: Any, **options: Any) -> Any:
+        found = list(scan(*args, **options))
+        if len(found) == 3:
+            store.get(("a",), "read")
+            store.put(("a",), "put", {"v": 2}, ttl=1)
+        return iter(found)
+
+    for key in ("read", "put", "left"):
+        store.put(("a",), key, {"v": 1}, ttl=1)
+    clock.forward(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(items._heads, "scan", disturbed)
+        assert store.sweep_ttl() == 1
+    assert {one.key: one.value for one in store.search(("a",))} == {"read": {"v": 1}, "put": {"v": 2}}
+
+
 def test_an_item_put_after_its_end_is_a_new_one(db, clock):
     store = AgentDBStore(db, ttl={"omit_expired": True})
     store.put(("a",), "k", {"v": 1}, ttl=1)
@@ -601,6 +623,29 @@ def test_handles_see_each_others_writes(db, where):
     assert one.search(("a",)) == []
     other.put(("a",), "k0", {"text": "born again"})
     assert [hit.value for hit in one.search(("a",))] == [{"text": "born again"}]
+
+
+def test_the_reads_of_a_batch_see_one_state(db, where):
+    store, other = AgentDBStore(db), AgentDBStore(db)
+    pair = [PutOp(("a",), key, {"v": 1}) for key in ("k", "l")]
+    store.batch(pair)
+    items = store._connection()
+    get = items.get
+
+    def disturbed(at: Any) -> Any:
+        found = get(at)
+        if at.key == "k":
+            writer = threading.Thread(target=lambda: other.batch([one._replace(value={"v": 2}) for one in pair]))
+            writer.start()
+            writer.join()
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(items, "get", disturbed)
+        first, second, found = store.batch([GetOp(("a",), "k"), GetOp(("a",), "l"), SearchOp(("a",))])
+    assert first.value == second.value == {"v": 1}
+    assert [one.value for one in found] == [{"v": 1}] * 2
+    assert [one.value for one in store.search(("a",))] == [{"v": 2}] * 2
 
 
 def test_a_write_behind_anothers_does_not_hide_it(db, where):

@@ -88,9 +88,9 @@ def top_columns(
     i = tl.program_id(0).to(tl.int64)
     j = tl.arange(0, N)
     if LISTED:
-        column = tl.load(supers + i * n_supers + j // S, mask=j < n_candidates, other=0) * S + j % S
+        column = tl.load(supers + i * n_supers + j // S, mask=j < n_candidates, other=0).to(tl.int32) * S + j % S
     else:
-        column = j.to(tl.int64)
+        column = j
     x = tl.load(table + i * n_columns + column, mask=j < n_candidates, other=float("-inf"))
     bits = x.to(tl.int32, bitcast=True)
     # Integers in the order of the floats, with the column below, so that one sort moves both.
@@ -390,7 +390,7 @@ def near_pairs(
     x, scale, pairs, count, n, capacity, threshold,
     D: tl.constexpr, B: tl.constexpr, BK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Append every pair i < j whose rounded cosine reaches the threshold; ``count`` goes past a full buffer."""
+    """Append every pair i < j whose rounded cosine reaches the threshold, as i << 32 | j; ``count`` goes past a full buffer."""
     a_tile = tl.program_id(0)
     b_tile = tl.program_id(1)
     if a_tile <= b_tile:
@@ -419,15 +419,15 @@ def near_pairs(
         if found > 0:
             flat = tl.reshape(near.to(tl.int32), [B * B])
             start = tl.atomic_add(count, found.to(tl.int64))
-            # What differs between places is kept in 32 bits: 64 for each of them would not fit into the registers.
+            # What differs between places is kept in 32 bits, and the rows are told from the place in the tile: more would
+            # not fit into the registers.
             place = tl.cumsum(flat, axis=0) - flat
-            left = tl.reshape(tl.broadcast_to(i[:, None], [B, B]), [B * B])
-            right = tl.reshape(tl.broadcast_to(j[None, :], [B, B]), [B * B])
+            at = tl.arange(0, B * B)
             room = tl.minimum(tl.maximum(capacity - start, 0), B * B).to(tl.int32)
             keep = (flat != 0) & (place < room)
-            own = pairs + 2 * start
-            tl.store(own + 2 * place, left.to(tl.int64), mask=keep)
-            tl.store(own + 2 * place + 1, right.to(tl.int64), mask=keep)
+            left = a_tile * B + at // B
+            right = b_tile * B + at % B
+            tl.store(pairs + start + place, (left.to(tl.int64) << 32) | right, mask=keep)
 
 
 @triton.jit

@@ -38,12 +38,12 @@ def _block(width: int, largest: int = 128) -> int:
     return size
 
 
-def one_query_block(width: int) -> int:
-    """Return the columns that `segment_scores_one` takes at a time.
+def unrolled_block(width: int, largest: int) -> int:
+    """Return the columns that a program takes at a time whose loop is unrolled.
 
-    The compiler unrolls its loop; from 1,536 columns on the registers hold the loads of blocks of 64 only.
+    From 1,024 columns on the registers hold the loads of blocks half as large only.
     """
-    return _block(width, 128 if width < 1536 else 64)
+    return _block(width, largest if width < 1024 else largest // 2)
 
 
 def group_max(view: View, queries: Any, rounded: Any, shift: Any, group: int) -> Any:
@@ -146,7 +146,7 @@ def exact_scores(view: View, queries: Any, norms: Any, addresses: Any) -> Any:
         queries, view.table, addresses,
         view.weight_table if weighted else view.table, view.bias_table if weighted else view.table, norms, out,
         view.slab_rows, view.n_slabs, n_candidates,
-        D=view.width, BK=_block(view.width, 64), R=8, METRIC=METRICS[view.metric], WEIGHTED=weighted, num_warps=4,
+        D=view.width, BK=unrolled_block(view.width, 64), R=8, METRIC=METRICS[view.metric], WEIGHTED=weighted, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -215,7 +215,7 @@ def segment_scores(view: View, rounded: Any, shift: Any, tiles: Any, pages: Any,
     )  # fmt: skip
     if most == 1:
         programs.segment_scores_one[grid](
-            *at, D=view.width, BK=one_query_block(view.width), P=view.page, CH=chunk, SHIFT=shift is not None, STAGES=1,
+            *at, D=view.width, BK=unrolled_block(view.width, 128), P=view.page, CH=chunk, SHIFT=shift is not None, STAGES=1,
             num_warps=4,
         )  # fmt: skip
     else:
@@ -259,7 +259,7 @@ def near_pairs(rows: Any, scale: Any, threshold: float) -> Any:
     capacity = max(1024, 4 * n)
     block = 32 if _INTERPRETED else 128
     while True:
-        pairs = torch.empty((capacity, 2), dtype=torch.int64, device=rows.device)
+        pairs = torch.empty(capacity, dtype=torch.int64, device=rows.device)
         count = torch.zeros(1, dtype=torch.int64, device=rows.device)
         tiles = triton.cdiv(n, block)
         programs.near_pairs[(tiles, tiles)](
@@ -268,5 +268,5 @@ def near_pairs(rows: Any, scale: Any, threshold: float) -> Any:
         )  # fmt: skip
         found = int(count.item())
         if found <= capacity:
-            return pairs[:found]
+            return torch.stack((pairs[:found] >> 32, pairs[:found] & 0xFFFFFFFF), dim=1)
         capacity = found

@@ -11,7 +11,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from agentdb.kernels import triton_kernels as programs
-from agentdb.kernels.triton_ops import one_query_block
+from agentdb.kernels.triton_ops import unrolled_block
 
 ASSEMBLER = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 I64, F32, F64, BF16 = "*i64", "*fp32", "*fp64", "*bf16"
@@ -34,11 +34,11 @@ def cases(d):
         yield programs.top_columns, [F32, I64, I64, F32, *["i32"] * 3], constants, 8 if size > 1024 else 4, 3
     constants = {"D": d, "BK": block, "G": 32, "SHIFT": True}
     yield programs.rescore_groups, [F32, I64, I64, F32, F32, *rows, "i32", "i32"], constants, 4, 3
-    constants = {"D": d, "BK": 64, "R": 8, **metric}
+    constants = {"D": d, "BK": unrolled_block(d, 64), "R": 8, **metric}
     yield programs.exact_scores, [F32, I64, I64, I64, I64, F64, F64, *rows, "i32"], constants, 4, 3
     constants = {"D": d, "BK": block, "BQ": 16, "P": 64, "CH": 8, "SHIFT": True, "WIDE": False, "STAGES": 1}
     yield programs.segment_scores, [BF16, I64, I64, I64, F32, F32, *rows, "i32"], constants, 4, 3
-    constants = {"D": d, "BK": one_query_block(d), "P": 64, "CH": 2, "SHIFT": True, "STAGES": 1}
+    constants = {"D": d, "BK": unrolled_block(d, 128), "P": 64, "CH": 2, "SHIFT": True, "STAGES": 1}
     yield programs.segment_scores_one, [BF16, I64, I64, I64, F32, F32, *rows, "i32"], constants, 4, 3
     for tokens in (32, 128):
         constants = {"D": d, "BK": 32, "BQ": tokens, "BT": 64, "MAX_BLOCKS": 4, "PRECISION": "tf32x3"}

@@ -90,8 +90,8 @@ def _compiled(cache, *wanted):
 
 
 def test_programs_compile_for_sm_90_without_spills(tmp_path):
-    # Two have so much to hold that D decides: these at the largest that is promised too.
-    lines = _compiled(tmp_path, "384", "1536:near_pairs,segment_scores_one")
+    # Three have so much to hold that D decides: these at the largest that is promised too.
+    lines = _compiled(tmp_path, "384", "1536:near_pairs,segment_scores_one,exact_scores")
     assert len(lines) > 17
     assert [line for line in lines if not line.endswith(": 0 bytes spilled")] == []
 

@@ -239,6 +239,26 @@ def test_versions_rise_and_differ_on_every_branch(saver):
 # ------------------------------------------------------------------------------------------------------------------ ids
 
 
+def test_versions_of_a_forked_child_are_its_own():
+    program = """
+import os
+from langgraph_agentdb import AgentDBSaver
+saver = AgentDBSaver("nowhere")
+reading, writing = os.pipe()
+child = os.fork()
+version = saver.get_next_version(None, None)
+if child == 0:
+    os.write(writing, version.encode())
+    os._exit(0)
+os.waitpid(child, 0)
+print(version, os.read(reading, 100).decode())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    ours, theirs = done.stdout.split()
+    assert ours.split(".")[0] == theirs.split(".")[0]
+    assert ours != theirs
+
+
 def test_ids_are_never_patterns_nor_code(saver):
     stored = {}
     for thread in NASTY:

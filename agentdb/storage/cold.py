@@ -213,8 +213,7 @@ class ColdStore:
 
     @staticmethod
     def _rows(handle: lance.LanceDataset, row_ids: pa.Array | pa.ChunkedArray, columns: Sequence[str]) -> pa.Table:
-        present = [name for name in columns if name in handle.schema.names]
-        return handle._take_rows(row_ids.to_pylist(), columns=present)
+        return handle._take_rows(row_ids.to_pylist(), columns=_present(handle, columns))
 
     def scan(
         self,
@@ -230,7 +229,7 @@ class ColdStore:
         handle = self.open(dataset, version)
         with cold_errors(f"scanning {dataset}"):
             scanner = handle.scanner(
-                columns=[name for name in columns if name in handle.schema.names],
+                columns=_present(handle, columns),
                 filter=where,
                 with_row_id=row_ids,
                 batch_size=batch_size,
@@ -293,10 +292,8 @@ class ColdStore:
             # Only a lower limit: with a filter the partitions nearest by may not hold K rows that match.
             nearest["minimum_nprobes" if name == "nprobes" else name] = value
         with cold_errors(f"searching {dataset}"):
-            names = [name for name in columns if name in handle.schema.names]
-            return handle.scanner(
-                columns=[*names, "_distance"], nearest=nearest, filter=where, prefilter=True
-            ).to_table()
+            names = [*_present(handle, columns), "_distance"]
+            return handle.scanner(columns=names, nearest=nearest, filter=where, prefilter=True).to_table()
 
     def match(
         self, dataset: str, version: int, column: str, text: str, k: int, where: str | None, columns: Sequence[str]
@@ -304,7 +301,7 @@ class ColdStore:
         """Return the columns and ``_score`` (BM25) of the K best rows for any of a text's terms."""
         handle = self.open(dataset, version)
         with cold_errors(f"searching {dataset}"):
-            names = [name for name in columns if name in handle.schema.names]
+            names = _present(handle, columns)
             query = MatchQuery(text, column)
             return handle.scanner(
                 columns=[*names, "_score"], full_text_query=query, limit=_room(handle, k), filter=where, prefilter=True
@@ -352,9 +349,14 @@ def _by_index(count: int, handle: lance.LanceDataset) -> bool:
     return count <= _LOOKUP_KEYS or count * _SCAN_SHARE < handle.count_rows()
 
 
+def _present(handle: lance.LanceDataset, columns: Sequence[str]) -> list[str]:
+    """Return those of some columns that a version has."""
+    names = frozenset(handle.schema.names)  # Lance makes its schema anew at every look.
+    return [one for one in columns if one in names]
+
+
 def _to_table(handle: lance.LanceDataset, columns: Sequence[str], where: str, *, row_ids: bool = False) -> pa.Table:
-    present = [name for name in columns if name in handle.schema.names]
-    return handle.scanner(columns=present, filter=where, with_row_id=row_ids).to_table()
+    return handle.scanner(columns=_present(handle, columns), filter=where, with_row_id=row_ids).to_table()
 
 
 def _scan_for(handle: lance.LanceDataset, keys: pa.Array) -> pa.Table:

@@ -83,8 +83,10 @@ class Plan:
 
 def complete(table: pa.Table, schema: TableSchema, names: Iterable[str]) -> pa.Table:
     """Add columns that an older version of the dataset does not have, as nulls."""
+    present = set(table.column_names)
     for name in names:
-        if name not in table.column_names:
+        if name not in present:
+            present.add(name)
             table = table.append_column(name, pa.nulls(table.num_rows, schema.column(name).cold_type))
     return table
 

@@ -45,6 +45,7 @@ _OPTIONS = (
     | ormsgpack.OPT_REPLACE_SURROGATES
 )
 """Those of LangGraph's serializer: what it writes and what this one writes are the same bytes."""
+_LOAD_OPTIONS = ormsgpack.OPT_NON_STR_KEYS
 
 
 def _note(event: SerdeEvent) -> None:
@@ -87,10 +88,10 @@ class StrictSerializer(JsonPlusSerializer):
         if code == EXT_PYDANTIC_V2:
             for prefix, cls in _PREFIXES:
                 if data.startswith(prefix):
-                    parts = ormsgpack.unpackb(data, ext_hook=self._make, option=ormsgpack.OPT_NON_STR_KEYS)
-                    message = _message(cls, parts[2])
+                    message = _message(cls, ormsgpack.unpackb(data, ext_hook=self._make, option=_LOAD_OPTIONS)[2])
                     if message is not None:
                         return message
+                    break
         return self._plain.loads_typed(("msgpack", ormsgpack.packb(ormsgpack.Ext(code, data))))
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
@@ -147,11 +148,10 @@ def _message(cls: type[messages.BaseMessage], values: Any) -> messages.BaseMessa
     Half of the time that a checkpoint takes to load goes into the constructors of its messages, which only hand on what they
     get. Pydantic's validator is called without them, once it was seen to make the same message of a class.
     """
-    is_trusted = _trusted.get(cls)
-    if is_trusted is False or type(values) is not dict or "content" not in values or "content_blocks" in values:
+    if type(values) is not dict or "content" not in values or "content_blocks" in values:
         return None
     try:
-        if is_trusted is None:
+        if cls not in _trusted:
             # Validators may change what they are given.
             _trusted[cls] = cls(**values) == _validated(cls, dict(values))
         return _validated(cls, values) if _trusted[cls] else None
@@ -160,8 +160,7 @@ def _message(cls: type[messages.BaseMessage], values: Any) -> messages.BaseMessa
 
 
 def _validated(cls: type[messages.BaseMessage], values: dict[str, Any]) -> messages.BaseMessage:
-    message: messages.BaseMessage = cls.__pydantic_validator__.validate_python(values, self_instance=cls.__new__(cls))
-    return message
+    return cls.__pydantic_validator__.validate_python(values, self_instance=cls.__new__(cls))  # type: ignore[no-any-return]
 
 
 def load_typed(serde: SerializerProtocol, data: tuple[str, bytes]) -> Any:

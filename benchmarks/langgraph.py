@@ -82,7 +82,7 @@ class _Thread:
 
 def step(folder: Path, *, quick: bool) -> Iterator[Figure]:
     """One step of a thread of 300 messages, saved and loaded."""
-    rounds, calls, length = (2, 3, 30) if quick else (15, 20, 300)
+    rounds, calls, length = (2, 3, 30) if quick else (45, 20, 300)
     memory, sqlite = InMemorySaver(), _sqlite(folder / "peer.sqlite")
     with AgentDBSaver(folder / "db") as ours:
         savers: dict[str, BaseCheckpointSaver] = {"agentdb": ours, "sqlite": sqlite, "memory": memory}

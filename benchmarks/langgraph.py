@@ -331,7 +331,8 @@ def store(folder: Path, *, quick: bool) -> Iterator[Figure]:
                 yield _searched(
                     asked,
                     searches,
-                    calls=2 if slow else calls,
+                    # Enough of them that what the collector left cold before each round is a small part.
+                    calls=2 if slow else calls if everywhere else 10 * calls,
                     rounds=2 if slow else rounds,
                     everywhere=everywhere,
                     filtered=by_filter,

@@ -257,7 +257,12 @@ def _sqlite_store(path: Path, index: dict[str, Any]) -> tuple[SqliteStore, bool]
 
 def _value(i: int) -> dict[str, Any]:
     # By primes: the items of a namespace, which are a thousand apart, have all kinds of scores.
-    return {"text": f"memory {i}", "score": i * 7919 % 10007 % 1000, "kind": f"kind {i * 31 % 20}", "source": {"turn": i % 50}}
+    return {
+        "text": f"memory {i}",
+        "score": i * 7919 % 10007 % 1000,
+        "kind": f"kind {i * 31 % 20}",
+        "source": {"turn": i % 50},
+    }
 
 
 class _Searches:

@@ -127,8 +127,8 @@ class Connection(Generic[T_co]):
             if self._is_older(self._prepared_at):
                 return self._prepare(self._database())
         except AccessDeniedError:
-            database = self._opened if self._opened is not None else self._given
-            if isinstance(database, Database) and database.read_only:
+            database = self._open_database
+            if database is not None and database.read_only:
                 return None
             raise
         except UnavailableError:
@@ -139,8 +139,8 @@ class Connection(Generic[T_co]):
 
     def _is_older(self, commit_no: int | None) -> bool:
         """Whether the caller is in a snapshot, and one of before that commit."""
-        database = self._opened if self._opened is not None else self._given
-        view = database._core.current() if isinstance(database, Database) else None
+        database = self._open_database
+        view = None if database is None else database._core.current()
         return view is not None and not view.writable and (commit_no is None or view.commit_no < commit_no)
 
     def check(self) -> None:
@@ -152,9 +152,14 @@ class Connection(Generic[T_co]):
         """
         if self._is_closed:
             raise ClosedError(f"{self!r} is closed")
-        database = self._opened if self._opened is not None else self._given
-        if isinstance(database, Database):
+        database = self._open_database
+        if database is not None:
             database._core.check()
+
+    @property
+    def _open_database(self) -> Database | None:
+        """The database, if it is open by now."""
+        return self._given if isinstance(self._given, Database) else self._opened
 
     def _database(self) -> Database:
         if isinstance(self._given, Database):

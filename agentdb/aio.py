@@ -424,6 +424,7 @@ class AsyncTable(_Twin[Table]):
 
     get = _reads(Table.get)
     require = _reads(Table.require)
+    last_commit = _reads(Table.last_commit)
     get_many = _reads(Table.get_many)
     scan = _iterates(Table.scan, items=Row)
     scan_arrow = _iterates(Table.scan_arrow, items=pa.RecordBatch, at_once=1)

@@ -226,6 +226,7 @@ class HotTable:
             "SELECT m.catalogue_no, m.commit_no, t.version, r._op, r.row FROM meta m "
             f"LEFT JOIN tables t ON t.id = {table_id} LEFT JOIN {self.rows} r ON r._key = ?"
         )
+        self.get_seq = f"SELECT _seq FROM {self.rows} WHERE _key = ? AND _op = 0"
         self._insert_term = f"INSERT OR IGNORE INTO {self.terms}(term, id) VALUES (?, ?)"
 
     def create(self, connection: apsw.Connection) -> None:
@@ -311,6 +312,13 @@ class HotTable:
         if found is None:
             return False, None
         return True, None if found[0] == TOMBSTONE else _decode_row(found[1])
+
+    def seq(self, connection: apsw.Connection, key: str) -> tuple[bool, int | None]:
+        """Return (known here, number of the commit that wrote the row or None for a tombstone)."""
+        found = connection.execute(f"SELECT _op, _seq FROM {self.rows} WHERE _key = ?", (key,)).fetchone()
+        if found is None:
+            return False, None
+        return True, None if found[0] == TOMBSTONE else int(found[1])
 
     def decode(self, op: int, row: bytes) -> list[Any] | None:
         """Return the physical row of a stored one; None for a tombstone."""
@@ -775,6 +783,15 @@ class HotStore:
     def add_batch(self, connection: apsw.Connection, table_id: int, batch: int, commit_no: int) -> None:
         """Record which commit the rows of a bulk write, whose ``_seq`` is ``-batch``, belong to."""
         connection.execute("INSERT INTO batches VALUES (?, ?, ?)", (table_id, batch, commit_no))
+
+    def batch_commit(self, connection: apsw.Connection, table_id: int, batch: int) -> int:
+        """Return the commit that the rows of a bulk write belong to."""
+        found = connection.execute(
+            "SELECT commit_no FROM batches WHERE table_id = ? AND batch = ?", (table_id, batch)
+        ).fetchone()
+        if found is None:
+            raise IntegrityError("a row of the cold tier belongs to a bulk write that the catalogue does not know")
+        return int(found[0])
 
     def dropped_datasets(self, connection: apsw.Connection, before_commit: int) -> list[str]:
         """Return datasets of tables dropped at or before a commit, whose files may still exist."""

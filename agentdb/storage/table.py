@@ -142,6 +142,50 @@ class Table:
             raise NotFoundError(f"table {self._name} has no row with that key")
         return row
 
+    def last_commit(self, key: Key) -> int | None:
+        """Return the number of the commit that last wrote the row of a key; None if there is no such row.
+
+        Numbers rise with every commit of the database. Who keeps something that was made of a row, and the number that the row
+        had before it was read, need not read it again while it has that number: in a table that is ``hot_only`` that is known in
+        less than half the time of a `get`. `add_columns` writes no rows. What an open transaction wrote has numbers that others get
+        if it is rolled back.
+
+        Args:
+            key: one value, or a tuple for a key of several columns.
+
+        Raises:
+            InvalidInputError: the key does not fit the table's key columns.
+        """
+        core = self._core
+        core.check()
+        entry = core.catalogue.by_id.get(self._id)
+        if entry is None or not entry.schema.hot_only or core.current() is not None:
+            return self._last_commit_here(key)
+        text = entry.schema.encode_key(key)
+        with storage_errors():
+            connection = core.hot.take_reader()
+            try:
+                found = connection.execute(entry.hot.get_seq, (text,)).fetchone()
+            except apsw.SQLError:
+                return self._last_commit_here(key)  # the table was dropped, and this says so
+            finally:
+                core.hot.give_reader(connection)
+        return None if found is None else found[0]
+
+    def _last_commit_here(self, key: Key) -> int | None:
+        """Return what `last_commit` returns, in the current view or a snapshot of its own."""
+        with self._core.reading() as view:
+            entry = self._entry(view)
+            text = entry.schema.encode_key(key)
+            known, number = entry.hot.seq(view.connection, text)
+            version = 0 if known else view.version(entry)
+            if not version:
+                return number
+            found = self._core.cold.lookup(entry.dataset, version, [text], ["_seq"]).column("_seq").to_pylist()
+            if not found or found[0] >= 0:
+                return found[0] if found else None
+            return self._core.hot.batch_commit(view.connection, entry.id, -found[0])
+
     def get_many(self, keys: Iterable[Key]) -> list[Row | None]:
         """Return the rows of many keys, in their order; None where there is none. One consistent snapshot."""
         with self._core.reading() as view:

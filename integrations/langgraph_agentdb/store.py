@@ -236,7 +236,7 @@ class AgentDBStore(Closing, BaseStore):
             found = items.get(at)
             if found is not None:
                 results[number] = Item(
-                    value=found.copied_value(),
+                    value=found.value(),
                     key=found.at.key,
                     namespace=namespace_of(found.at.namespace),
                     created_at=found.created_at,
@@ -250,7 +250,7 @@ class AgentDBStore(Closing, BaseStore):
                 SearchItem(
                     namespace_of(one.at.namespace),
                     one.at.key,
-                    one.copied_value(),
+                    one.value(),
                     one.created_at,
                     one.updated_at,
                     score,
@@ -258,7 +258,7 @@ class AgentDBStore(Closing, BaseStore):
                 for one, score in hits
             ]
             if search.refresh_ttl:
-                read.extend(one.item.at for one in hits if one.item.ttl is not None)
+                read.extend(one.at for one, _ in hits if one.ttl is not None)
         if plan.lists:
             namespaces = sorted(map(namespace_of, items.list_namespaces()))
             for number, listing in plan.lists.items():

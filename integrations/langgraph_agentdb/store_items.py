@@ -19,6 +19,8 @@ memory: see ``store_columns``.
 from __future__ import annotations
 
 import logging
+import marshal
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -29,8 +31,8 @@ from dataclasses import field as attribute
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import chain, islice
-from typing import Any, Literal, NamedTuple
+from itertools import chain, compress, islice
+from typing import Any, Literal, NamedTuple, TypeAlias
 from weakref import ref
 
 import numpy as np
@@ -58,6 +60,7 @@ from langgraph_agentdb.store_index import StoreIndex
 __all__ = ["ItemKey", "Items", "NewItem", "Scored", "SearchRequest", "StoredItem", "copied", "namespace_of", "text_of"]
 
 Vectors = npt.NDArray[np.float32]
+Positions = npt.NDArray[np.int64]
 
 _LOGGER = logging.getLogger(__name__)
 _KEY_FIELDS = [pa.field("namespace", pa.string(), nullable=False), pa.field("key", pa.string(), nullable=False)]
@@ -116,8 +119,8 @@ _SIZED_S = 60.0
 _SCOPES = 4_096
 _REMEMBERED = 8
 """Filters whose answers are remembered for a namespace until it changes."""
-_ROW_BYTES = 1_000
-"""What an item takes in memory besides its vectors, about."""
+_ROW_BYTES = 450
+"""What an item takes in memory besides its value and its vectors, about."""
 _REFRESH_STEP = timedelta(seconds=1)
 """A life is not prolonged by less: a read must not cost a commit each time."""
 _SWEPT_AT_ONCE = 1_000
@@ -136,10 +139,12 @@ class ItemKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StoredItem:
-    """An item as it lies there. ``value`` may be shared: whoever hands it out copies it."""
+    """An item as it lies there."""
 
     at: ItemKey
-    value: dict[str, Any]
+    packed: bytes
+    """Its value, as one piece of memory. Objects would lie scattered among a hundred thousand others, and to fetch them from
+    there, for a copy, takes longer than to make them anew. It never leaves the process."""
     created_at: datetime
     updated_at: datetime
     ttl: float | None
@@ -147,19 +152,11 @@ class StoredItem:
     """How many vectors it has."""
     vectors: Vectors | None = attribute(default=None, compare=False)
     """`[count, D]`, of length 1; None: not loaded."""
-    containers: tuple[str, ...] = attribute(init=False, compare=False)
-    """The keys of what can change in the value."""
 
-    def __post_init__(self) -> None:
-        keys = tuple([key for key, one in self.value.items() if type(one) not in _SCALARS])
-        object.__setattr__(self, "containers", keys)
-
-    def copied_value(self) -> dict[str, Any]:
-        """Return a copy of the value that shares nothing which can change."""
-        copy = self.value.copy()
-        for key in self.containers:
-            copy[key] = copied(copy[key])
-        return copy
+    def value(self) -> dict[str, Any]:
+        """Return the value, made anew: it is the caller's."""
+        value: dict[str, Any] = marshal.loads(self.packed)  # noqa: S302 - bytes that this process made
+        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,11 +170,17 @@ class NewItem:
     """`[N, D]`, one for each text."""
 
 
-class Scored(NamedTuple):
-    """An item that a search found."""
+Scored: TypeAlias = tuple[StoredItem, float | None]
+"""An item that a search found, and how near it is to the query, if there is one."""
 
-    item: StoredItem
-    score: float | None
+
+class _Change(NamedTuple):
+    """What a write changed in a namespace: its revision, the rows that it put, the keys that it deleted."""
+
+    before: int
+    after: int
+    rows: list[dict[str, Any]]
+    gone: list[str]
 
 
 class SearchRequest(NamedTuple):
@@ -216,7 +219,8 @@ def copied(value: Any) -> Any:
 
 def text_of(namespace: Iterable[str]) -> str:
     """Return the text of a namespace."""
-    return "".join(f"{label}." for label in namespace)
+    text = ".".join(namespace)
+    return f"{text}." if text else ""
 
 
 @lru_cache(maxsize=1 << 14)
@@ -240,53 +244,114 @@ class _Namespace:
         self.is_embedded = all(one.vectors is not None or not one.count for one in self.rows)
         """Whether all vectors are loaded."""
         self._matching: dict[str, _Matching] = {}
-        self._matrix: tuple[Vectors, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
+        self._matrix: _Matrix | None = None
 
     def bytes(self) -> int:
         """Return about what it takes."""
-        return sum(_ROW_BYTES + (0 if one.vectors is None else 2 * one.vectors.nbytes) for one in self.rows)
+        vectors = (one.vectors for one in self.rows)
+        taken = sum(2 * one.nbytes for one in vectors if one is not None)
+        return taken + sum(_ROW_BYTES + len(one.packed) for one in self.rows)
 
     def changed(self, revision: int, rows: Iterable[StoredItem], gone: Iterable[str] = ()) -> _Namespace:
         """Return the namespace after a change."""
         new = sorted(rows, key=_newest_first)
         touched = {*gone, *(one.at.key for one in new)}
-        kept = [one for one in self.rows if one.at.key not in touched]
+        is_kept = [one.at.key not in touched for one in self.rows]
+        kept = list(compress(self.rows, is_kept))
         is_sorted = not new or not kept or _newest_first(new[-1]) < _newest_first(kept[0])
-        return _Namespace(revision, [*new, *kept], is_sorted=is_sorted)
+        made = _Namespace(revision, [*new, *kept], is_sorted=is_sorted)
+        remembered = list(self._matching.items())
+        if is_sorted and remembered:
+            # What is put again and again, and searched in between, is not compared with every filter as a whole.
+            moved = np.where(is_kept, np.cumsum(is_kept) - 1 + len(new), -1)
+            made._matching = {name: one.changed(made.rows, len(new), moved) for name, one in remembered}
+        return made
 
     def matching(self, chosen: _Chosen) -> _Matching:
         """Return the rows that a filter lets through; what was asked before is remembered."""
         found = self._matching.get(chosen.name) if chosen.name is not None else None
         if found is None:
             holds = chosen.check()
-            mask = np.fromiter((holds(one.value) for one in self.rows), np.bool_, len(self.rows))
-            found = _Matching([self.rows[i] for i in np.flatnonzero(mask).tolist()], mask)
+            positions = [i for i, one in enumerate(self.rows) if holds(one.value())]
+            found = _Matching(holds, [self.rows[i] for i in positions], np.array(positions, np.int64))
             if chosen.name is not None:
                 if len(self._matching) >= _REMEMBERED:
                     self._matching = {}
                 self._matching[chosen.name] = found
         return found
 
-    def scores(self, vector: Vectors) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Return the positions of the rows that have vectors, and how near the best of each is to a vector of length 1."""
-        if self._matrix is None:
-            owners = [i for i, one in enumerate(self.rows) if one.vectors is not None and len(one.vectors)]
-            parts = [vectors for i in owners if (vectors := self.rows[i].vectors) is not None]
-            starts = np.cumsum([0, *map(len, parts)])[:-1]
-            matrix = np.concatenate(parts) if parts else np.empty((0, len(vector)), np.float32)
-            self._matrix = matrix, starts, np.array(owners, np.int64)
-        matrix, starts, positions = self._matrix
-        if not len(positions):
-            return positions, np.empty(0, np.float32)
-        best = matrix @ vector
-        return positions, best if len(best) == len(positions) else np.maximum.reduceat(best, starts)
+    def nearest(self, vector: Vectors, chosen: _Chosen) -> tuple[Positions, npt.NDArray[np.float32]]:
+        """Return where the rows are that have vectors and that a filter lets through, and how near the best of each is.
+
+        Args:
+            vector: `[D]`, of length 1.
+            chosen: the filter.
+        """
+        matrix = self._matrix
+        if matrix is None:
+            matrix = self._matrix = _Matrix.of(self.rows, len(vector))
+        if chosen.is_all:
+            return matrix.owners, matrix.scores(vector)
+        positions = self.matching(chosen).positions
+        if matrix.is_complete:
+            return positions, matrix.scores(vector, positions)
+        positions = positions[np.isin(positions, matrix.owners)]
+        return positions, matrix.scores(vector, np.searchsorted(matrix.owners, positions))
 
 
 class _Matching(NamedTuple):
-    """The rows of a namespace that a filter lets through."""
+    """The rows of a namespace that a filter lets through, and where they are among all, rising."""
 
+    holds: Callable[[Any], bool]
     rows: list[StoredItem]
-    mask: npt.NDArray[np.bool_]
+    positions: Positions
+
+    def changed(self, rows: Sequence[StoredItem], new: int, moved: Positions) -> _Matching:
+        """Return what the filter lets through after a change.
+
+        Args:
+            rows: all of the namespace.
+            new: how many of them, the first, are new.
+            moved: where each of the rows before has gone; -1: it is gone.
+        """
+        first = [i for i in range(new) if self.holds(rows[i].value())]
+        rest = moved[self.positions]
+        positions = np.concatenate([np.array(first, np.int64), rest[rest >= 0]])
+        return _Matching(self.holds, [rows[i] for i in positions.tolist()], positions)
+
+
+class _Matrix(NamedTuple):
+    """The vectors of a namespace, one below the other."""
+
+    vectors: Vectors
+    """`[N, D]`"""
+    starts: Positions
+    """`[O]`: where those of an owner begin."""
+    owners: Positions
+    """`[O]`: where the rows are that have vectors, rising."""
+    is_complete: bool
+    """Whether every row has a single one."""
+
+    @staticmethod
+    def of(rows: Sequence[StoredItem], dims: int) -> _Matrix:
+        """Return the vectors of rows."""
+        parts = {i: one.vectors for i, one in enumerate(rows) if one.vectors is not None and len(one.vectors)}
+        vectors = np.concatenate([*parts.values()]) if parts else np.empty((0, dims), np.float32)
+        starts = np.cumsum([0, *map(len, parts.values())])[:-1]
+        return _Matrix(vectors, starts, np.array([*parts], np.int64), len(rows) == len(parts) == len(vectors))
+
+    def scores(self, vector: Vectors, chosen: Positions | None = None) -> npt.NDArray[np.float32]:
+        """Return how near the best vector of each owner, or of those chosen among them, is to one of length 1."""
+        if not len(self.owners):
+            return np.empty(0, np.float32)
+        is_single = len(self.owners) == len(self.vectors)
+        if chosen is not None and is_single and 2 * len(chosen) < len(self.owners):
+            # To fetch all the others from memory takes longer than to compare them.
+            return self.vectors.take(chosen, axis=0) @ vector
+        best = self.vectors @ vector
+        if not is_single:
+            best = np.maximum.reduceat(best, self.starts)
+        return best if chosen is None else best[chosen]
 
 
 class _Chosen:
@@ -323,9 +388,10 @@ def _is_plain(given: Any) -> bool:
 
 
 class _Scope(NamedTuple):
-    """The namespaces below a prefix, as of a revision of the store."""
+    """The namespaces below a prefix, as of a commit."""
 
-    revision: int
+    commit: int | None
+    """The one that last changed the store."""
     structure: int
     names: tuple[str, ...]
     is_large: bool
@@ -516,11 +582,11 @@ class Items:
         """Return the namespaces below a prefix as they are now; None if they cannot or should not be held in memory."""
         if self.db.in_transaction:
             return None  # what is not committed is seen by nobody else
-        store = self._namespaces.get(_STORE)
-        if store is None:
+        commit = self._namespaces.last_commit(_STORE)
+        if commit is None:
             return ()
         scope = self._resident.scope(prefix)
-        if scope is not None and scope.revision == store["revision"]:
+        if scope is not None and scope.commit == commit:
             if scope.is_large:
                 return None
             held = scope.held()
@@ -534,19 +600,19 @@ class Items:
     def _brought_up(
         self, prefix: str, scope: _Scope | None, *, embedded: bool
     ) -> tuple[_Scope, Sequence[_Namespace] | None]:
-        store = self._namespaces.require(_STORE)
+        commit, store = self._namespaces.last_commit(_STORE), self._namespaces.require(_STORE)
         if scope is not None and scope.structure == store["items"]:
             if scope.is_large:
-                return scope._replace(revision=store["revision"]), None
+                return scope._replace(commit=commit), None
             rows = [row for row in self._namespaces.get_many(scope.names) if row is not None]
         else:
             rows = [row for row in self._namespaces.scan(And(*_below(prefix))) if row["namespace"] != _STORE]
         names = tuple(row["namespace"] for row in rows)
         if len(rows) > _RESIDENT_NAMESPACES or sum(row["items"] for row in rows) > _RESIDENT_ITEMS:
-            return _Scope(store["revision"], store["items"], names, is_large=True, references=()), None
+            return _Scope(commit, store["items"], names, is_large=True, references=()), None
         namespaces = [self._loaded(row, embedded=embedded) for row in rows]
         references = tuple(map(ref, namespaces))
-        return _Scope(store["revision"], store["items"], names, is_large=False, references=references), namespaces
+        return _Scope(commit, store["items"], names, is_large=False, references=references), namespaces
 
     def _loaded(self, row: Mapping[str, Any], *, embedded: bool) -> _Namespace:
         name, revision = row["namespace"], row["revision"]
@@ -588,28 +654,20 @@ class Items:
         chosen = _Chosen(request.filter)
         if not namespaces:
             chosen.check()
+            return []
         expired = self._expired_below(request.prefix) if self._omits_expired and _any_ttl(namespaces) else set()
         if request.vector is None:
             found = [namespace.rows if chosen.is_all else namespace.matching(chosen).rows for namespace in namespaces]
             rows = found[0] if len(found) == 1 else sorted(chain.from_iterable(found), key=_newest_first)
             if expired:
                 rows = [one for one in rows if one.at not in expired]
-            return [Scored(one, None) for one in rows[request.offset : request.wanted]]
-        rows = []
-        unit = _unit(request.vector)
-        parts = []
-        for namespace in namespaces:
-            positions, best = namespace.scores(unit)
-            if not chosen.is_all:
-                kept = namespace.matching(chosen).mask[positions]
-                positions, best = positions[kept], best[kept]
-            rows += [namespace.rows[i] for i in positions.tolist()]
-            parts.append(best)
-        scores = np.concatenate(parts) if parts else np.empty(0)
-        order = np.argsort(-scores, kind="stable").tolist()
+            return [(one, None) for one in rows[request.offset : request.wanted]]
+        among, positions, scores = _nearest(namespaces, _direction(request.vector), chosen)
+        order = np.argsort(-scores, kind="stable")
         if expired:
-            order = [i for i in order if rows[i].at not in expired]
-        return [Scored(rows[i], float(scores[i])) for i in order[request.offset : request.wanted]]
+            order = np.array([i for i in order.tolist() if among[positions[i]].at not in expired], np.int64)
+        page = order[request.offset : request.wanted]
+        return [(among[i], score) for i, score in zip(positions[page].tolist(), scores[page].tolist(), strict=True)]
 
     # --- large scopes, in columns -------------------------------------------------------------------------------------
 
@@ -674,10 +732,10 @@ class Items:
             rows = (row for row in rows if columns.at(row) not in expired)
         if condition.is_exact:
             page = islice(rows, request.offset, request.wanted)
-            return [Scored(_item(columns.item(row)), None) for row in page]
-        items = (_item(columns.item(row)) for row in rows)
-        passed = (one for one in items if condition.holds(one.value))
-        return [Scored(one, None) for one in islice(passed, request.offset, request.wanted)]
+            return [(_item(columns.item(row)), None) for row in page]
+        items = (columns.item(row) for row in rows)
+        passed = (one for one in items if condition.holds(one["value"]))
+        return [(_item(one), None) for one in islice(passed, request.offset, request.wanted)]
 
     # --- large scopes, where they lie ---------------------------------------------------------------------------------
 
@@ -686,10 +744,10 @@ class Items:
         where = [*_below(request.prefix), *([] if condition.tree is None else [condition.tree])]
         limit = request.wanted + len(expired) if condition.is_exact else None
         rows = self._items.scan(And(*where) if where else None, order_by=_NEWEST_FIRST, limit=limit)
-        found = (one for one in map(_item, rows) if one.at not in expired)
+        found = (row for row in rows if (row["namespace"], row["key"]) not in expired)
         if not condition.is_exact:
-            found = (one for one in found if condition.holds(one.value))
-        return [Scored(one, None) for one in islice(found, request.offset, request.wanted)]
+            found = (row for row in found if condition.holds(row["value"]))
+        return [(_item(row), None) for row in islice(found, request.offset, request.wanted)]
 
     def _search_nearest(self, request: SearchRequest) -> list[Scored]:
         assert request.vector is not None
@@ -719,11 +777,11 @@ class Items:
             if not condition.is_exact or len(keys) >= request.wanted or len(hits) < depth:
                 if condition.is_exact:
                     keys = keys[request.offset : request.wanted]
-                found = [_item(row) for row in self._items.get_many(keys) if row is not None]
-                passed = [one for one in found if condition.is_exact or condition.holds(one.value)]
+                found = [row for row in self._items.get_many(keys) if row is not None]
+                passed = [row for row in found if condition.is_exact or condition.holds(row["value"])]
                 if condition.is_exact or len(passed) >= request.wanted or len(hits) < depth:
                     chosen = passed if condition.is_exact else passed[request.offset : request.wanted]
-                    return [Scored(one, best[one.at]) for one in chosen]
+                    return [(one, best[one.at]) for one in map(_item, chosen)]
             depth *= 4
 
     def _fits_memory(self) -> bool:
@@ -746,53 +804,43 @@ class Items:
         if not puts:
             return
         made = self.db.transact(lambda: self._write(puts))
-        if not self.db.in_transaction:
-            for name, (before, after, rows, gone) in made.items():
-                held = self._resident.namespace(name)
-                if held is not None and held.revision == before:
-                    self._resident.keep(name, held.changed(after, rows, gone))
+        if self.db.in_transaction:
+            return
+        for name, change in made.items():
+            held = self._resident.namespace(name)
+            if held is not None and held.revision == change.before:
+                rows = [_item(row, puts[_at(row)].vectors) for row in change.rows]
+                self._resident.keep(name, held.changed(change.after, rows, change.gone))
 
-    def _write(self, puts: Mapping[ItemKey, NewItem]) -> dict[str, tuple[int, int, list[StoredItem], list[str]]]:
-        """Return of each namespace what it changed from and to, which items it has now and which no more."""
+    def _write(self, puts: Mapping[ItemKey, NewItem]) -> dict[str, _Change]:
+        """Return what changed, by namespace."""
         now = self.now()
         keys = list(puts)
         heads = dict(zip(keys, self._heads.get_many(keys), strict=True))
         changes = self._count(keys, heads, puts)
-        revision = {name: after for name, (_, after, _, _) in changes.items()}
         gone = [at for at, new in puts.items() if new.value is None and heads[at] is not None]
-        stored: list[StoredItem] = []
+        rows = []
         for at, new in puts.items():
-            if new.value is None:
-                continue
-            head = heads[at]
-            is_new = head is None or _is_over(head, now)
-            stored.append(
-                StoredItem(
-                    at,
-                    new.value,
-                    now if head is None or is_new else head["created_at"],
-                    now,
-                    new.ttl,
-                    0 if new.vectors is None else len(new.vectors),
-                    None if new.vectors is None else _unit(new.vectors),
-                )
-            )
-        if stored:
-            self._items.put_many(_item_row(one, revision[one.at.namespace]) for one in stored)
-            self._heads.put_many(_head_row(one, now) for one in stored)
+            if new.value is not None:
+                head = heads[at]
+                created_at = now if head is None or _is_over(head, now) else head["created_at"]
+                rows.append(_item_row(at, new, created_at, now, changes[at.namespace].after))
+        if rows:
+            self._items.put_many(rows)
+            self._heads.put_many(_head_row(row, now) for row in rows)
         if gone:
             self._items.delete_many(gone)
             self._heads.delete_many(gone)
-        self._write_vectors(puts, stored, heads)
-        for one in stored:
-            changes[one.at.namespace][2].append(one)
+        self._write_vectors(puts, rows, heads)
+        for row in rows:
+            changes[row["namespace"]].rows.append(row)
         for at in gone:
-            changes[at.namespace][3].append(at.key)
+            changes[at.namespace].gone.append(at.key)
         return changes
 
     def _count(
         self, keys: Sequence[ItemKey], heads: Mapping[ItemKey, Any], puts: Mapping[ItemKey, NewItem]
-    ) -> dict[str, tuple[int, int, list[StoredItem], list[str]]]:
+    ) -> dict[str, _Change]:
         """Bring the table of namespaces up to what is about to be written."""
         changed = [at for at in keys if puts[at].value is not None or heads[at] is not None]
         names = list(dict.fromkeys(at.namespace for at in changed))
@@ -811,12 +859,12 @@ class Items:
         empty = [name for name in names if not counts[name]]
         if empty:
             self._namespaces.delete_many(empty)
-        return {name: (before[name], revision, [], []) for name in names}
+        return {name: _Change(before[name], revision, [], []) for name in names}
 
     def _write_vectors(
-        self, puts: Mapping[ItemKey, NewItem], stored: Sequence[StoredItem], heads: Mapping[ItemKey, Any]
+        self, puts: Mapping[ItemKey, NewItem], rows: Sequence[Mapping[str, Any]], heads: Mapping[ItemKey, Any]
     ) -> None:
-        counts = {one.at: one.count for one in stored}
+        counts = {_at(row): row["vectors"] for row in rows}
         stale = [
             vector_id
             for at, head in heads.items()
@@ -825,14 +873,14 @@ class Items:
         ]
         if stale:
             self._vectors.delete(stale)
-        embedded = [one for one in stored if one.count]
+        embedded = [at for at, count in counts.items() if count]
         if not embedded:
             return
         self._vectors.upsert(
-            [vector_id for one in embedded for vector_id in _vector_ids(one.at, one.count)],
-            np.concatenate([vectors for one in embedded if (vectors := puts[one.at].vectors) is not None]),
-            [text for one in embedded for text in puts[one.at].texts],
-            [metadata for one in embedded for metadata in [_metadata(one)] * one.count],
+            [vector_id for at in embedded for vector_id in _vector_ids(at, counts[at])],
+            np.concatenate([vectors for at in embedded if (vectors := puts[at].vectors) is not None]),
+            [text for at in embedded for text in puts[at].texts],
+            [metadata for at in embedded for metadata in [_metadata(at, puts[at].value)] * counts[at]],
         )
 
     def due(self, keys: Iterable[ItemKey]) -> list[ItemKey]:
@@ -910,12 +958,12 @@ def _level(depth: int) -> str:
     return f"level{depth}"
 
 
-def _metadata(one: StoredItem) -> dict[str, Any]:
+def _metadata(at: ItemKey, value: Any) -> dict[str, Any]:
     """Return what vectors of an item are found by: every prefix of its namespace, its value, and which item it is."""
-    labels = namespace_of(one.at.namespace)
+    labels = namespace_of(at.namespace)
     levels = {_level(depth): text_of(labels[:depth]) for depth in range(1, len(labels) + 1)}
     # Two lists, because nothing is ever looked up by it: what lies so deep has no terms.
-    return {**levels, "item": [list(one.at)], "value": filterable(one.value)}
+    return {**levels, "item": [list(at)], "value": filterable(value)}
 
 
 def _vector_ids(at: ItemKey, count: int) -> list[str]:
@@ -930,32 +978,64 @@ def _unit(vectors: Vectors) -> Vectors:
     return unit
 
 
-def _item(row: Mapping[str, Any]) -> StoredItem:
-    at = ItemKey(row["namespace"], row["key"])
-    return StoredItem(at, row["value"], row["created_at"], row["updated_at"], row["ttl"], row["vectors"])
+def _direction(vector: Vectors) -> Vectors:
+    """Return a `[D]` vector of length 1; a zero one stays zero."""
+    length = math.sqrt(vector @ vector)
+    return vector / np.float32(length) if 0.0 < length < math.inf else _unit(vector)
 
 
-def _item_row(one: StoredItem, revision: int) -> dict[str, Any]:
+def _nearest(
+    namespaces: Sequence[_Namespace], vector: Vectors, chosen: _Chosen
+) -> tuple[Sequence[StoredItem], Positions, npt.NDArray[np.float32]]:
+    """Return the rows of namespaces, where those are that a search by a vector of length 1 finds, and how near they are."""
+    found = [namespace.nearest(vector, chosen) for namespace in namespaces]
+    if len(namespaces) == 1:
+        return namespaces[0].rows, *found[0]
+    rows = [one for namespace in namespaces for one in namespace.rows]
+    firsts = np.cumsum([0, *(len(namespace.rows) for namespace in namespaces)])[:-1]
+    positions = np.concatenate([first + own for first, (own, _) in zip(firsts, found, strict=True)])
+    return rows, positions, np.concatenate([scores for _, scores in found])
+
+
+def _at(row: Mapping[str, Any]) -> ItemKey:
+    return ItemKey(row["namespace"], row["key"])
+
+
+def _item(row: Mapping[str, Any], vectors: Vectors | None = None) -> StoredItem:
+    # Nearly always it is the same moment: then let it be the same object.
+    created_at, updated_at = row["created_at"], row["updated_at"]
+    return StoredItem(
+        _at(row),
+        marshal.dumps(row["value"]),
+        updated_at if created_at == updated_at else created_at,
+        updated_at,
+        row["ttl"],
+        row["vectors"],
+        None if vectors is None else _unit(vectors),
+    )
+
+
+def _item_row(at: ItemKey, new: NewItem, created_at: datetime, now: datetime, revision: int) -> dict[str, Any]:
     return {
-        "namespace": one.at.namespace,
-        "key": one.at.key,
-        "value": one.value,
-        "created_at": one.created_at,
-        "updated_at": one.updated_at,
-        "ttl": one.ttl,
-        "vectors": one.count,
+        "namespace": at.namespace,
+        "key": at.key,
+        "value": new.value,
+        "created_at": created_at,
+        "updated_at": now,
+        "ttl": new.ttl,
+        "vectors": 0 if new.vectors is None else len(new.vectors),
         "revision": revision,
     }
 
 
-def _head_row(one: StoredItem, now: datetime) -> dict[str, Any]:
+def _head_row(row: Mapping[str, Any], now: datetime) -> dict[str, Any]:
     return {
-        "namespace": one.at.namespace,
-        "key": one.at.key,
-        "created_at": one.created_at,
-        "ttl": one.ttl,
-        "expires_at": _expiry(one.ttl, now),
-        "vectors": one.count,
+        "namespace": row["namespace"],
+        "key": row["key"],
+        "created_at": row["created_at"],
+        "ttl": row["ttl"],
+        "expires_at": _expiry(row["ttl"], now),
+        "vectors": row["vectors"],
     }
 
 

@@ -180,6 +180,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.open_snapshots: list[Snapshot] = []
         self.open_iterators: list[Iterator[Any]] = []
         self.receipts: list[str] = []
+        self.commits: dict[tuple[str, Any, int], Any] = {}
+        """What was seen of a row that a commit wrote last."""
         self.turn = itertools.count()
         self.handles: list[agentdb.Database] = []
         self.open()
@@ -361,6 +363,7 @@ class EngineMachine(RuleBasedStateMachine):
             return
         self.table(name).add_columns([added])
         model.add_columns([added])
+        self.commits.clear()  # rows have another column, and nobody wrote them
         self.look(probe)
 
     @rule(name=st.sampled_from(["notes", "events"]), probe=PROBES)
@@ -449,7 +452,14 @@ class EngineMachine(RuleBasedStateMachine):
 
     def look(self, probe: tuple[str, dict[str, Any]]) -> None:
         name, given = probe
-        self.compare(self.table(name), self.model.tables[name], given)
+        table, model = self.table(name), self.model.tables[name]
+        self.compare(table, model, given)
+        if self.blocks:
+            return  # what is rolled back leaves its numbers to others
+        for key in given["keys"]:
+            number, row = table.last_commit(key), model.rows.get(key)
+            if number is not None:
+                same([self.commits.setdefault((name, key, number), row)], [row], "the same commit, another row")
 
     @rule(probe=PROBES)
     def read(self, probe: tuple[str, dict[str, Any]]) -> None:
@@ -461,6 +471,7 @@ class EngineMachine(RuleBasedStateMachine):
         same(table.get_many(keys), [model.rows.get(key) for key in keys], "get_many")
         for key in keys[:1]:
             same([table.get(key)], [model.rows.get(key)], "get")
+            assert (table.last_commit(key) is None) is (key not in model.rows), "last_commit"
         assert table.count(condition) == len(model.matching(condition)), "count"
         same_set(table.scan(condition), model.scan(condition), "scan")
         if limit is not None:

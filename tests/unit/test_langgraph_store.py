@@ -662,6 +662,74 @@ def test_a_write_behind_anothers_does_not_hide_it(db, where):
     assert ours.get(("a",), "theirs").value == {"text": "x"}
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("vectors", ["one each", "none, one or several"])
+def test_what_is_remembered_of_filters_follows_every_change(db, vectors, seed):
+    """Put, deleted and searched by turns, through a handle that writes and one that reads: the answers are those of a list."""
+    generator = np.random.default_rng(seed)
+    index = {"dims": DIMS, "embed": embed, "fields": ["text", "more[*]"]}
+    writer, reader = AgentDBStore(db, index=index), AgentDBStore(db, index=index)
+    filters = [
+        {"n": {"$lt": 4}},
+        {"n": {"$gte": 2}},
+        {"kind": "odd"},
+        {"more": {"$ne": None}},
+        {"n": {"$in": [1, 7]}},
+        None,
+    ]
+    items: dict[str, dict[str, Any]] = {}
+    written: list[str] = []  # newest first
+    for _ in range(60):
+        keys = [f"k{n}" for n in generator.choice(30, generator.integers(1, 5), replace=False)]
+        puts = []
+        for key in keys:
+            n = int(generator.integers(8))
+            texts = [{"text": key}, {}, {"text": f"t{n}", "more": ["x", key]}]
+            value = {"n": n, "kind": "odd" if n % 2 else "even", **texts[0 if vectors == "one each" else n % 3]}
+            puts.append(PutOp(("a",), key, value if generator.random() < 0.8 else None))
+        writer.batch(puts)
+        for put in puts:
+            items.pop(put.key, None)
+            if put.value is not None:
+                items[put.key] = put.value
+        new = sorted(put.key for put in puts if put.value is not None)
+        written = [*new, *(key for key in written if key not in {put.key for put in puts})]
+        condition = filters[generator.integers(len(filters))]
+        holds = StoreFilter(condition, "value").holds
+        expected = [key for key in written if holds(items[key])]
+        query = f"k{generator.integers(30)}"
+        best = {key: max(near) for key in expected if (near := [_cosine(query, text) for text in _texts(items[key])])}
+        for store in (writer, reader):
+            assert names(store.search(("a",), filter=condition, limit=99)) == expected
+            assert names(store.search(("a",), filter=condition, limit=3, offset=2)) == expected[2:5]
+            found = store.search(("a",), filter=condition, query=query, limit=99)
+            assert set(names(found)) == set(best)
+            assert [one.score for one in found] == pytest.approx([best[one.key] for one in found], abs=1e-5)
+            assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+            assert all(one.value == items[one.key] for one in found)
+
+
+def _texts(value: dict[str, Any]) -> list[str]:
+    return [*([value["text"]] if "text" in value else []), *value.get("more", [])]
+
+
+def _cosine(query: str, text: str) -> float:
+    one, other = np.array(embed([query, text]), np.float64)
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+def test_values_found_are_the_callers(db, where):
+    """Whoever changes what a search or a get returned changes nothing else."""
+    store = AgentDBStore(db)
+    value = {"a": [1, {"b": 2}], "big": 10**30, "odd": "\U0001f600 \x00", "none": None, "n": -0.5}
+    store.put(("a",), "k", value)
+    for _ in range(3):
+        for found in (store.get(("a",), "k"), *store.search(("a",)), *store.search(("a",), filter={"n": -0.5})):
+            assert found.value == value
+            found.value["a"][1]["b"] = 3
+            found.value.clear()
+
+
 def test_namespaces_in_memory_stay_within_their_budget(db_path):
     config = Config(maintenance=False, resident_bytes=400_000)
     with agentdb.open(db_path, config=config) as db:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,62 @@ def test_put_get_replace_delete(docs: Any, settle: Any) -> None:
     assert docs.count() == 0
     docs.put(doc(1))
     assert docs.count() == 1
+
+
+@pytest.mark.parametrize("schema", [DOCS, HEADS], ids=["both tiers", "hot only"])
+def test_the_commit_that_wrote_a_row(db: agentdb.Database, schema: TableSchema) -> None:
+    rows = db.table(schema)
+
+    def both() -> list[int | None]:
+        return [rows.last_commit("d000"), rows.last_commit("d001")]
+
+    assert both() == [None, None]
+    rows.put_many({"id": f"d{i:03d}", "n": i} for i in range(2))
+    first, other = both()
+    assert first is not None
+    assert other == first
+    rows.put({"id": "d000", "n": 0})  # as it was: written all the same
+    second, other = both()
+    assert second is not None
+    assert second > first
+    assert other == first
+    db.flush()
+    assert both() == [second, first]
+    db.optimize()
+    assert both() == [second, first]
+    rows.put_many({"id": f"d{i:03d}", "n": i} for i in range(1, 201))  # enough to go straight to the cold tier
+    third = rows.last_commit("d001")
+    assert third is not None
+    assert third > second
+    assert rows.last_commit("d200") == third
+    assert both() == [second, third]
+    with db.transaction():
+        rows.put({"id": "d000", "n": 5})
+        fourth = rows.last_commit("d000")
+        assert fourth is not None
+        assert fourth > third
+    assert rows.last_commit("d000") == fourth
+    rows.delete("d000")
+    assert rows.last_commit("d000") is None
+    db.flush()
+    assert rows.last_commit("d000") is None
+    with pytest.raises(InvalidInputError, match="str"):
+        rows.last_commit(7)
+    db.drop_table(schema.name)
+    with pytest.raises(NotFoundError):
+        rows.last_commit("d001")
+
+
+def test_a_snapshot_sees_the_commit_of_its_state(db: agentdb.Database) -> None:
+    for schema in (DOCS, HEADS):
+        rows = db.table(schema)
+        rows.put({"id": "d000", "n": 1})
+        before = rows.last_commit("d000")
+        with db.snapshot():
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(rows.put, {"id": "d000", "n": 2}).result()
+            assert rows.last_commit("d000") == before
+        assert rows.last_commit("d000") != before
 
 
 def test_get_many_keeps_order_and_repeats(docs: Any, settle: Any) -> None:

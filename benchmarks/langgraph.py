@@ -338,8 +338,8 @@ def store(folder: Path, *, quick: bool) -> Iterator[Figure]:
                     asked,
                     searches,
                     # Enough of them that what the collector left cold before each round is a small part.
-                    calls=2 if slow else calls if everywhere else 10 * calls,
-                    rounds=2 if slow else rounds,
+                    calls=3 if slow else calls if everywhere else 10 * calls,
+                    rounds=3 if slow else rounds,
                     everywhere=everywhere,
                     filtered=by_filter,
                     by_meaning=by_meaning,

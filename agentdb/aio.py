@@ -70,6 +70,18 @@ _ROWS_AT_ONCE = 256
 _HISTORY_BYTES = 16 << 20
 
 
+def called(work: Callable[[], R]) -> R:
+    """Return what ``work`` returns, for a task that waits for it.
+
+    Raises:
+        RuntimeError: it raised a ``StopIteration``, which no future takes: before Python 3.12 the task would wait for ever.
+    """
+    try:
+        return work()
+    except StopIteration as error:
+        raise RuntimeError("what was called for a task raised StopIteration") from error
+
+
 class _Lane:
     """The thread of one open transaction or snapshot, and the task that it belongs to."""
 
@@ -121,7 +133,7 @@ class _Threads:
             raise ClosedError("the database is closed")
         try:
             # In the caller's context, as asyncio.to_thread does: the engine sees there what the task has open.
-            return (lane.thread if lane is not None else self._pools[pool]).submit(copy_context().run, work)
+            return (lane.thread if lane is not None else self._pools[pool]).submit(copy_context().run, called, work)
         except RuntimeError:
             raise ClosedError("the database is closed") from None
 

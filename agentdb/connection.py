@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Literal, Never, Self, TypeVar
 
-from agentdb.aio import AsyncDatabase
+from agentdb.aio import AsyncDatabase, called
 from agentdb.database import Database, open
 from agentdb.embedding import Embedder
 from agentdb.errors import AccessDeniedError, ClosedError, InvalidInputError, NotFoundError, UnavailableError
@@ -176,10 +176,18 @@ class Connection(Generic[T_co]):
         self.check()
         try:
             # In the caller's context: a transaction that the task has open must be seen there, and refused.
-            started = self._pools[pool].submit(copy_context().run, work)
+            started = self._pools[pool].submit(copy_context().run, called, work)
         except RuntimeError:
             raise ClosedError(f"{self!r} is closed") from None
         return await asyncio.wrap_future(started)
+
+    @staticmethod
+    async def on_thread(work: Callable[[], R]) -> R:
+        """Return what ``work`` returns, called on a thread that is none of a connection's.
+
+        For what waits for others, such as an embedder: however slow that is, calls of the database go on meanwhile.
+        """
+        return await asyncio.to_thread(called, work)
 
     def close(self) -> None:
         """Let calls that have begun end, then close the database if it was opened here. Closing twice is allowed."""

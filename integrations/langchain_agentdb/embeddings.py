@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from langchain_core.embeddings import Embeddings
 
-from agentdb import Embedder, EmbedKind, InvalidInputError, embed_texts, load_embedder
+from agentdb import Connection, Embedder, EmbedKind, InvalidInputError, embed_texts, load_embedder
 
 __all__ = ["AgentDBEmbeddings", "as_embeddings", "embedder_of"]
 
@@ -107,11 +106,11 @@ class AgentDBEmbeddings(Embeddings):
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Do what `embed_documents` does, without blocking the event loop."""
-        return await asyncio.to_thread(self.embed_documents, texts)
+        return await Connection.on_thread(lambda: self.embed_documents(texts))
 
     async def aembed_query(self, text: str) -> list[float]:
         """Do what `embed_query` does, without blocking the event loop."""
-        return await asyncio.to_thread(self.embed_query, text)
+        return await Connection.on_thread(lambda: self.embed_query(text))
 
 
 def _listed(matrix: npt.NDArray[np.float32]) -> list[list[float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -228,8 +227,7 @@ class AgentDBVectorStore(Closing, VectorStore):
 
     async def _avectors(self, texts: list[str]) -> npt.NDArray[np.float32]:
         if isinstance(self._embeddings, AgentDBEmbeddings):
-            # On none of the connection's threads: however slow an embedder is, others write meanwhile.
-            return await asyncio.to_thread(self._vectors, texts)
+            return await self._connection.on_thread(lambda: self._vectors(texts))
         made = await self._embeddings.aembed_documents(texts)
         return await self._connection.run("read", partial(check_vectors, made, rows=len(texts), source="embedding"))
 

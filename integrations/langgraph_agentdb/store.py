@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from copy import copy
@@ -157,23 +156,22 @@ class AgentDBStore(Closing, BaseStore):
         """Do what `batch` does, without blocking the event loop."""
         self._connection.check()
         given = list(ops)
-        plan = self._planned(given) if len(given) <= _AT_ONCE else await self._on_thread(lambda: self._planned(given))
+        plan = (
+            self._planned(given)
+            if len(given) <= _AT_ONCE
+            else await self._connection.on_thread(lambda: self._planned(given))
+        )
         queries = texts = None
         if self._index is not None and plan.queries:
-            queries = await self._index.aqueries(plan.queries, self._on_thread)
+            queries = await self._index.aqueries(plan.queries, self._connection.on_thread)
         if self._index is not None and plan.texts:
-            texts = await self._index.adocuments(plan.all_texts, self._on_thread)
+            texts = await self._index.adocuments(plan.all_texts, self._connection.on_thread)
         pool: Any = "write" if plan.puts else "read"
         results, due = await self._connection.run(pool, lambda: self._execute(plan, queries, texts))
         if due:
             # Among the writers: reads that waited for a turn to write would hold up all others.
             await self._connection.run("write", lambda: self._connection().refresh(due))
         return results
-
-    @staticmethod
-    async def _on_thread(work: Callable[[], Any]) -> Any:
-        # None of the connection's: however slow an embedder is, others write meanwhile.
-        return await asyncio.to_thread(work)
 
     def _planned(self, ops: Sequence[Op]) -> _Plan:
         plan = _Plan(size=len(ops))

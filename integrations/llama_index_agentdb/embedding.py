@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any, Self
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.bridge.pydantic import PrivateAttr
 
-from agentdb import Embedder, EmbedKind, InvalidInputError, embed_texts, load_embedder
+from agentdb import Connection, Embedder, EmbedKind, InvalidInputError, embed_texts, load_embedder
 
 __all__ = ["AgentDBEmbedding"]
 
@@ -102,10 +101,10 @@ class AgentDBEmbedding(BaseEmbedding):
         return self._embed(texts, "document")
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return await asyncio.to_thread(self._get_query_embedding, query)
+        return await Connection.on_thread(lambda: self._get_query_embedding(query))
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return await asyncio.to_thread(self._get_text_embedding, text)
+        return await Connection.on_thread(lambda: self._get_text_embedding(text))
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return await asyncio.to_thread(self._get_text_embeddings, texts)
+        return await Connection.on_thread(lambda: self._get_text_embeddings(texts))

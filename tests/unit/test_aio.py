@@ -16,7 +16,16 @@ import pyarrow as pa
 import pytest
 
 import agentdb
-from agentdb import ClosedError, Config, ConflictError, InvalidInputError, NotFoundError, TableSchema, UnavailableError
+from agentdb import (
+    ClosedError,
+    Config,
+    ConflictError,
+    Connection,
+    InvalidInputError,
+    NotFoundError,
+    TableSchema,
+    UnavailableError,
+)
 from agentdb import field as col
 from agentdb.aio import AsyncDatabase, AsyncTable
 
@@ -237,6 +246,23 @@ def test_the_embedder_is_awaited(db_path: Path) -> None:
     async def main() -> None:
         async with agentdb.open_async(db_path, embedder=embedder) as db:
             assert await db.embedder is embedder
+
+    run(main())
+
+
+def test_a_stop_iteration_reaches_the_task(db_path: Path) -> None:
+    """No future takes one: before Python 3.12 the task would wait for ever."""
+
+    async def main() -> None:
+        async with agentdb.open_async(db_path) as db:
+            connection = Connection(db, lambda _: None)
+            for call in (
+                connection.run("read", lambda: next(iter(()))),
+                connection.on_thread(lambda: next(iter(()))),
+            ):
+                with pytest.raises(RuntimeError, match="StopIteration"):
+                    await asyncio.wait_for(call, 10)
+            assert await connection.on_thread(lambda: 7) == 7
 
     run(main())
 

@@ -118,7 +118,7 @@ _EXACT_SHARE = 2
 _SIZED_S = 60.0
 _SCOPES = 4_096
 _REMEMBERED = 8
-"""Filters whose answers are remembered for a namespace until it changes."""
+"""Filters whose answers are remembered for a namespace, and follow its changes."""
 _ROW_BYTES = 450
 """What an item takes in memory besides its value and its vectors, about."""
 _REFRESH_STEP = timedelta(seconds=1)
@@ -372,7 +372,9 @@ class _Chosen:
     def check(self) -> Callable[[Any], bool]:
         """Return the test of a value."""
         if self._compiled is None:
-            self._compiled = StoreFilter(self._given, "value")
+            # What is remembered stays what was asked, whatever the caller does with it.
+            given = self._given if self.name is None else copied(self._given)
+            self._compiled = StoreFilter(given, "value")
         return self._compiled.holds
 
 

@@ -709,6 +709,16 @@ def test_what_is_remembered_of_filters_follows_every_change(db, vectors, seed):
             assert all(one.value == items[one.key] for one in found)
 
 
+def test_a_filter_is_the_callers_after_the_search(db):
+    store = AgentDBStore(db)
+    for key in ("k", "l", "m"):
+        store.put(("a",), key, {"tags": ["a"]})
+        wanted = ["a"]
+        assert names(store.search(("a",), filter={"tags": {"$eq": wanted}}))[0] == key
+        wanted.append("b")
+    assert names(store.search(("a",), filter={"tags": {"$eq": ["a"]}})) == ["m", "l", "k"]
+
+
 def _texts(value: dict[str, Any]) -> list[str]:
     return [*([value["text"]] if "text" in value else []), *value.get("more", [])]
 

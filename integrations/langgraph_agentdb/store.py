@@ -34,15 +34,8 @@ from langgraph.store.base import (
 
 from agentdb import AccessDeniedError, AsyncDatabase, ClosedError, Closing, Connection, Database, InvalidInputError
 from langgraph_agentdb.store_index import StoreIndex, StoreIndexConfig, Vectors
-from langgraph_agentdb.store_items import (
-    ItemKey,
-    Items,
-    NewItem,
-    SearchRequest,
-    copied,
-    namespace_of,
-    text_of,
-)
+from langgraph_agentdb.store_items import Items, NewItem, SearchRequest, namespace_of, text_of
+from langgraph_agentdb.store_resident import ItemKey, copied
 
 __all__ = ["AgentDBStore"]
 

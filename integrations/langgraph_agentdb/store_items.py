@@ -11,32 +11,25 @@
 A namespace is one text, its labels each followed by a point, which no label may hold: ``users.ann.``. So whatever lies below a
 namespace begins with its text, and what merely begins alike does not.
 
-Namespaces that are searched are held in memory, as long as they are small, with the number that their last change had: who
-finds the number unchanged need not look at the items. Large scopes are searched where they lie, by filter a second time in columns in
-memory: see ``store_columns``.
+Small scopes are searched in memory: see ``store_resident``. Large ones are searched where they lie, by filter a second time in
+columns in memory: see ``store_columns``.
 """
 
 from __future__ import annotations
 
 import logging
-import marshal
-import math
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from dataclasses import field as attribute
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import chain, compress, islice
+from itertools import chain, islice
 from typing import Any, Literal, NamedTuple, TypeAlias
 from weakref import ref
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from agentdb import (
@@ -56,11 +49,20 @@ from agentdb import (
 from langgraph_agentdb.store_columns import COLUMNS, Columns, ColumnSets, HeldColumns, paths_of
 from langgraph_agentdb.store_filters import StoreFilter, filterable
 from langgraph_agentdb.store_index import StoreIndex
+from langgraph_agentdb.store_resident import (
+    Chosen,
+    ItemKey,
+    Namespace,
+    Resident,
+    Scope,
+    StoredItem,
+    Vectors,
+    nearest,
+    newest_first,
+    normalised,
+)
 
-__all__ = ["ItemKey", "Items", "NewItem", "Scored", "SearchRequest", "StoredItem", "copied", "namespace_of", "text_of"]
-
-Vectors = npt.NDArray[np.float32]
-Positions = npt.NDArray[np.int64]
+__all__ = ["Items", "NewItem", "Scored", "SearchRequest", "namespace_of", "text_of"]
 
 _LOGGER = logging.getLogger(__name__)
 _KEY_FIELDS = [pa.field("namespace", pa.string(), nullable=False), pa.field("key", pa.string(), nullable=False)]
@@ -116,47 +118,11 @@ _RESIDENT_SHARE = 8
 _EXACT_SHARE = 2
 """Vectors that take at most one part in so many of ``Config.resident_bytes`` are never searched by an approximate index."""
 _SIZED_S = 60.0
-_SCOPES = 4_096
-_REMEMBERED = 8
-"""Filters whose answers are remembered for a namespace, and follow its changes."""
-_ROW_BYTES = 450
-"""What an item takes in memory besides its value and its vectors, about."""
 _REFRESH_STEP = timedelta(seconds=1)
 """A life is not prolonged by less: a read must not cost a commit each time."""
 _SWEPT_AT_ONCE = 1_000
 _CANNOT_BE_MADE = (AccessDeniedError, UnavailableError)
 """In a database that is read-only, in a snapshot of the caller's."""
-_PLAIN: Any = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
-_SCALARS = frozenset({str, int, float, bool, type(None)})
-
-
-class ItemKey(NamedTuple):
-    """What identifies an item."""
-
-    namespace: str
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoredItem:
-    """An item as it lies there."""
-
-    at: ItemKey
-    packed: bytes
-    """Its value, as one piece of memory. Objects would lie scattered among a hundred thousand others, and to fetch them from
-    there, for a copy, takes longer than to make them anew. It never leaves the process."""
-    created_at: datetime
-    updated_at: datetime
-    ttl: float | None
-    count: int
-    """How many vectors it has."""
-    vectors: Vectors | None = attribute(default=None, compare=False)
-    """`[count, D]`, of length 1; None: not loaded."""
-
-    def value(self) -> dict[str, Any]:
-        """Return the value, made anew: it is the caller's."""
-        value: dict[str, Any] = marshal.loads(self.packed)  # noqa: S302 - bytes that this process made
-        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,22 +167,6 @@ class SearchRequest(NamedTuple):
         return self.offset + self.limit
 
 
-def copied(value: Any) -> Any:
-    """Return a copy of a JSON value that shares nothing which can change, and is what the tables will give back."""
-    kind = type(value)
-    if kind in _SCALARS:
-        return value
-    if kind is dict or isinstance(value, Mapping):
-        return {key: one if type(one) in _SCALARS else copied(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [copied(one) for one in value]
-    # Of enumerations and numpy's numbers, what JSON keeps.
-    for base, plain in _PLAIN:
-        if isinstance(value, base):
-            return plain(value)
-    return value
-
-
 def text_of(namespace: Iterable[str]) -> str:
     """Return the text of a namespace."""
     text = ".".join(namespace)
@@ -227,227 +177,6 @@ def text_of(namespace: Iterable[str]) -> str:
 def namespace_of(text: str) -> tuple[str, ...]:
     """Return the namespace of a text."""
     return tuple(text.split(".")[:-1])
-
-
-# --- namespaces in memory ---------------------------------------------------------------------------------------------
-
-
-class _Namespace:
-    """The items of a namespace as of a revision, newest first. Never changed, but that vectors are loaded."""
-
-    __slots__ = ("__weakref__", "_matching", "_matrix", "by_key", "is_embedded", "revision", "rows")
-
-    def __init__(self, revision: int, rows: Iterable[StoredItem], *, is_sorted: bool = False) -> None:
-        self.revision = revision
-        self.rows = list(rows) if is_sorted else sorted(rows, key=_newest_first)
-        self.by_key = {one.at.key: one for one in self.rows}
-        self.is_embedded = all(one.vectors is not None or not one.count for one in self.rows)
-        """Whether all vectors are loaded."""
-        self._matching: dict[str, _Matching] = {}
-        self._matrix: _Matrix | None = None
-
-    def bytes(self) -> int:
-        """Return about what it takes."""
-        vectors = (one.vectors for one in self.rows)
-        taken = sum(2 * one.nbytes for one in vectors if one is not None)
-        return taken + sum(_ROW_BYTES + len(one.packed) for one in self.rows)
-
-    def changed(self, revision: int, rows: Iterable[StoredItem], gone: Iterable[str] = ()) -> _Namespace:
-        """Return the namespace after a change."""
-        new = sorted(rows, key=_newest_first)
-        touched = {*gone, *(one.at.key for one in new)}
-        is_kept = [one.at.key not in touched for one in self.rows]
-        kept = list(compress(self.rows, is_kept))
-        is_sorted = not new or not kept or _newest_first(new[-1]) < _newest_first(kept[0])
-        made = _Namespace(revision, [*new, *kept], is_sorted=is_sorted)
-        remembered = list(self._matching.items())
-        if is_sorted and remembered:
-            # What is put again and again, and searched in between, is not compared with every filter as a whole.
-            moved = np.where(is_kept, np.cumsum(is_kept) - 1 + len(new), -1)
-            made._matching = {name: one.changed(made.rows, len(new), moved) for name, one in remembered}
-        return made
-
-    def matching(self, chosen: _Chosen) -> _Matching:
-        """Return the rows that a filter lets through; what was asked before is remembered."""
-        found = self._matching.get(chosen.name) if chosen.name is not None else None
-        if found is None:
-            holds = chosen.check()
-            positions = [i for i, one in enumerate(self.rows) if holds(one.value())]
-            found = _Matching(holds, [self.rows[i] for i in positions], np.array(positions, np.int64))
-            if chosen.name is not None:
-                if len(self._matching) >= _REMEMBERED:
-                    self._matching = {}
-                self._matching[chosen.name] = found
-        return found
-
-    def nearest(self, vector: Vectors, chosen: _Chosen) -> tuple[Positions, npt.NDArray[np.float32]]:
-        """Return where the rows are that have vectors and that a filter lets through, and how near the best of each is.
-
-        Args:
-            vector: `[D]`, of length 1.
-            chosen: the filter.
-        """
-        matrix = self._matrix
-        if matrix is None:
-            matrix = self._matrix = _Matrix.of(self.rows, len(vector))
-        if chosen.is_all:
-            return matrix.owners, matrix.scores(vector)
-        positions = self.matching(chosen).positions
-        if matrix.is_complete:
-            return positions, matrix.scores(vector, positions)
-        positions = positions[np.isin(positions, matrix.owners)]
-        return positions, matrix.scores(vector, np.searchsorted(matrix.owners, positions))
-
-
-class _Matching(NamedTuple):
-    """The rows of a namespace that a filter lets through, and where they are among all, rising."""
-
-    holds: Callable[[Any], bool]
-    rows: list[StoredItem]
-    positions: Positions
-
-    def changed(self, rows: Sequence[StoredItem], new: int, moved: Positions) -> _Matching:
-        """Return what the filter lets through after a change.
-
-        Args:
-            rows: all of the namespace.
-            new: how many of them, the first, are new.
-            moved: where each of the rows before has gone; -1: it is gone.
-        """
-        first = [i for i in range(new) if self.holds(rows[i].value())]
-        rest = moved[self.positions]
-        positions = np.concatenate([np.array(first, np.int64), rest[rest >= 0]])
-        return _Matching(self.holds, [rows[i] for i in positions.tolist()], positions)
-
-
-class _Matrix(NamedTuple):
-    """The vectors of a namespace, one below the other."""
-
-    vectors: Vectors
-    """`[N, D]`"""
-    starts: Positions
-    """`[O]`: where those of an owner begin."""
-    owners: Positions
-    """`[O]`: where the rows are that have vectors, rising."""
-    is_complete: bool
-    """Whether every row has a single one."""
-
-    @staticmethod
-    def of(rows: Sequence[StoredItem], dims: int) -> _Matrix:
-        """Return the vectors of rows."""
-        parts = {i: one.vectors for i, one in enumerate(rows) if one.vectors is not None and len(one.vectors)}
-        vectors = np.concatenate([*parts.values()]) if parts else np.empty((0, dims), np.float32)
-        starts = np.cumsum([0, *map(len, parts.values())])[:-1]
-        return _Matrix(vectors, starts, np.array([*parts], np.int64), len(rows) == len(parts) == len(vectors))
-
-    def scores(self, vector: Vectors, chosen: Positions | None = None) -> npt.NDArray[np.float32]:
-        """Return how near the best vector of each owner, or of those chosen among them, is to one of length 1."""
-        if not len(self.owners):
-            return np.empty(0, np.float32)
-        is_single = len(self.owners) == len(self.vectors)
-        if chosen is not None and is_single and 2 * len(chosen) < len(self.owners):
-            # To fetch all the others from memory takes longer than to compare them.
-            return self.vectors.take(chosen, axis=0) @ vector
-        best = self.vectors @ vector
-        if not is_single:
-            best = np.maximum.reduceat(best, self.starts)
-        return best if chosen is None else best[chosen]
-
-
-class _Chosen:
-    """A filter on rows in memory, compiled when it is first needed."""
-
-    __slots__ = ("_compiled", "_given", "is_all", "name")
-
-    def __init__(self, given: Mapping[str, Any] | None) -> None:
-        self._given = given
-        self._compiled: StoreFilter | None = None
-        self.is_all = given is None or (isinstance(given, dict) and not given)
-        self.name: str | None = None
-        """What tells it from others; None: it must not be remembered."""
-        if not self.is_all:
-            with suppress(RecursionError):
-                self.name = repr(given) if _is_plain(given) else None
-
-    def check(self) -> Callable[[Any], bool]:
-        """Return the test of a value."""
-        if self._compiled is None:
-            # What is remembered stays what was asked, whatever the caller does with it.
-            given = self._given if self.name is None else copied(self._given)
-            self._compiled = StoreFilter(given, "value")
-        return self._compiled.holds
-
-
-def _is_plain(given: Any) -> bool:
-    """Whether the text of a filter says all of it: an iterator, or a mapping of one's own, may have the text of another."""
-    kind = type(given)
-    if kind is dict:
-        for key, one in given.items():
-            if type(key) is not str or not (type(one) in _SCALARS or _is_plain(one)):
-                return False
-        return True
-    return all(map(_is_plain, given)) if kind in (list, tuple) else kind in _SCALARS
-
-
-class _Scope(NamedTuple):
-    """The namespaces below a prefix, as of a commit."""
-
-    commit: int | None
-    """The one that last changed the store."""
-    structure: int
-    names: tuple[str, ...]
-    is_large: bool
-    """Whether there is too much to hold."""
-    references: tuple[ref[_Namespace], ...]
-
-    def held(self) -> list[_Namespace] | None:
-        """Return the namespaces; None if one of them had to make room."""
-        found = [namespace for one in self.references if (namespace := one()) is not None]
-        return found if len(found) == len(self.references) else None
-
-
-class _Resident:
-    """Namespaces and scopes held in memory; what was used longest ago makes room. Safe for threads."""
-
-    def __init__(self, budget_bytes: int) -> None:
-        self._budget_bytes = budget_bytes
-        self._bytes = 0
-        self._mutex = threading.Lock()
-        self._namespaces: OrderedDict[str, tuple[_Namespace, int]] = OrderedDict()
-        self._scopes: OrderedDict[str, _Scope] = OrderedDict()
-
-    def namespace(self, name: str) -> _Namespace | None:
-        with self._mutex:
-            found = self._namespaces.get(name)
-            if found is None:
-                return None
-            self._namespaces.move_to_end(name)
-            return found[0]
-
-    def keep(self, name: str, namespace: _Namespace) -> None:
-        size = namespace.bytes()
-        with self._mutex:
-            before = self._namespaces.pop(name, None)
-            if before is not None:
-                self._bytes -= before[1]
-                if before[0].revision > namespace.revision:
-                    namespace, size = before  # another thread was ahead
-            self._namespaces[name] = namespace, size
-            self._bytes += size
-            while self._bytes > self._budget_bytes and len(self._namespaces) > 1:
-                _, (_, gone) = self._namespaces.popitem(last=False)
-                self._bytes -= gone
-
-    def scope(self, prefix: str) -> _Scope | None:
-        with self._mutex:
-            return self._scopes.get(prefix)
-
-    def keep_scope(self, prefix: str, scope: _Scope) -> None:
-        with self._mutex:
-            self._scopes[prefix] = scope
-            self._scopes.move_to_end(prefix)
-            if len(self._scopes) > _SCOPES:
-                self._scopes.popitem(last=False)
 
 
 # --- items ------------------------------------------------------------------------------------------------------------
@@ -469,7 +198,7 @@ class Items:
         self._heads: Table = db.table(HEADS)
         self._namespaces: Table = db.table(NAMESPACES)
         self._collection: Collection | None = None
-        self._resident = _Resident(db.config.resident_bytes // _RESIDENT_SHARE)
+        self._resident = Resident(db.config.resident_bytes // _RESIDENT_SHARE)
         self._columns = ColumnSets(db.config.resident_bytes // _RESIDENT_SHARE)
         self._index = index
         if index is not None:
@@ -525,7 +254,7 @@ class Items:
                 if row is not None and row["revision"] == held.revision:
                     return held.by_key.get(at.key)
         row = self._items.get(at)
-        return None if row is None else _item(row)
+        return None if row is None else StoredItem.of(row)
 
     def expired(self, keys: Sequence[ItemKey]) -> set[ItemKey]:
         """Return those of some items whose time is up."""
@@ -580,7 +309,7 @@ class Items:
 
     # --- small scopes, in memory --------------------------------------------------------------------------------------
 
-    def _scope(self, prefix: str, *, embedded: bool) -> Sequence[_Namespace] | None:
+    def _scope(self, prefix: str, *, embedded: bool) -> Sequence[Namespace] | None:
         """Return the namespaces below a prefix as they are now; None if they cannot or should not be held in memory."""
         if self.db.in_transaction:
             return None  # what is not committed is seen by nobody else
@@ -600,8 +329,8 @@ class Items:
         return namespaces
 
     def _brought_up(
-        self, prefix: str, scope: _Scope | None, *, embedded: bool
-    ) -> tuple[_Scope, Sequence[_Namespace] | None]:
+        self, prefix: str, scope: Scope | None, *, embedded: bool
+    ) -> tuple[Scope, Sequence[Namespace] | None]:
         commit, store = self._namespaces.last_commit(_STORE), self._namespaces.require(_STORE)
         if scope is not None and scope.structure == store["items"]:
             if scope.is_large:
@@ -611,24 +340,24 @@ class Items:
             rows = [row for row in self._namespaces.scan(And(*_below(prefix))) if row["namespace"] != _STORE]
         names = tuple(row["namespace"] for row in rows)
         if len(rows) > _RESIDENT_NAMESPACES or sum(row["items"] for row in rows) > _RESIDENT_ITEMS:
-            return _Scope(commit, store["items"], names, is_large=True, references=()), None
+            return Scope(commit, store["items"], names, is_large=True, references=()), None
         namespaces = [self._loaded(row, embedded=embedded) for row in rows]
         references = tuple(map(ref, namespaces))
-        return _Scope(commit, store["items"], names, is_large=False, references=references), namespaces
+        return Scope(commit, store["items"], names, is_large=False, references=references), namespaces
 
-    def _loaded(self, row: Mapping[str, Any], *, embedded: bool) -> _Namespace:
+    def _loaded(self, row: Mapping[str, Any], *, embedded: bool) -> Namespace:
         name, revision = row["namespace"], row["revision"]
         held = self._resident.namespace(name)
         if held is None or held.revision != revision:
-            held = self._changed_since(held, row) or _Namespace(revision, self._read(field("namespace") == name))
+            held = self._changed_since(held, row) or Namespace(revision, self._read(field("namespace") == name))
         elif not embedded or held.is_embedded:
             return held
         if embedded and not held.is_embedded:
-            held = _Namespace(revision, self._with_vectors(held.rows))
+            held = Namespace(revision, self._with_vectors(held.rows))
         self._resident.keep(name, held)
         return held
 
-    def _changed_since(self, held: _Namespace | None, row: Mapping[str, Any]) -> _Namespace | None:
+    def _changed_since(self, held: Namespace | None, row: Mapping[str, Any]) -> Namespace | None:
         """Return a namespace brought up to its present revision; None where it has to be read as a whole."""
         if held is None or held.revision > row["revision"]:
             return None
@@ -638,7 +367,7 @@ class Items:
         return made if len(made.rows) == row["items"] else None
 
     def _read(self, condition: Filter) -> list[StoredItem]:
-        return [_item(row) for row in self._items.scan(condition)]
+        return [StoredItem.of(row) for row in self._items.scan(condition)]
 
     def _with_vectors(self, rows: Sequence[StoredItem]) -> list[StoredItem]:
         """Return items with their vectors."""
@@ -649,22 +378,23 @@ class Items:
         for one in missing:
             found = [record for _, record in zip(range(one.count), records, strict=False) if record is not None]
             vectors = [vector for record in found for vector in record.vectors.values() if vector is not None]
-            loaded[one.at] = replace(one, vectors=_unit(np.array(vectors, np.float32)) if vectors else _NONE)
+            loaded[one.at] = replace(one, vectors=normalised(np.array(vectors, np.float32)) if vectors else _NONE)
         return [loaded.get(one.at, one) for one in rows]
 
-    def _search_resident(self, request: SearchRequest, namespaces: Sequence[_Namespace]) -> list[Scored]:
-        chosen = _Chosen(request.filter)
+    def _search_resident(self, request: SearchRequest, namespaces: Sequence[Namespace]) -> list[Scored]:
+        chosen = Chosen(request.filter)
         if not namespaces:
             chosen.check()
             return []
-        expired = self._expired_below(request.prefix) if self._omits_expired and _any_ttl(namespaces) else set()
+        any_ttl = self._omits_expired and any(namespace.any_ttl for namespace in namespaces)
+        expired = self._expired_below(request.prefix) if any_ttl else set()
         if request.vector is None:
             found = [namespace.rows if chosen.is_all else namespace.matching(chosen).rows for namespace in namespaces]
-            rows = found[0] if len(found) == 1 else sorted(chain.from_iterable(found), key=_newest_first)
+            rows = found[0] if len(found) == 1 else sorted(chain.from_iterable(found), key=newest_first)
             if expired:
                 rows = [one for one in rows if one.at not in expired]
             return [(one, None) for one in rows[request.offset : request.wanted]]
-        among, positions, scores = _nearest(namespaces, _direction(request.vector), chosen)
+        among, positions, scores = nearest(namespaces, request.vector, chosen)
         order = np.argsort(-scores, kind="stable")
         if expired:
             order = np.array([i for i in order.tolist() if among[positions[i]].at not in expired], np.int64)
@@ -734,10 +464,10 @@ class Items:
             rows = (row for row in rows if columns.at(row) not in expired)
         if condition.is_exact:
             page = islice(rows, request.offset, request.wanted)
-            return [(_item(columns.item(row)), None) for row in page]
+            return [(StoredItem.of(columns.item(row)), None) for row in page]
         items = (columns.item(row) for row in rows)
         passed = (one for one in items if condition.holds(one["value"]))
-        return [(_item(one), None) for one in islice(passed, request.offset, request.wanted)]
+        return [(StoredItem.of(one), None) for one in islice(passed, request.offset, request.wanted)]
 
     # --- large scopes, where they lie ---------------------------------------------------------------------------------
 
@@ -749,7 +479,7 @@ class Items:
         found = (row for row in rows if (row["namespace"], row["key"]) not in expired)
         if not condition.is_exact:
             found = (row for row in found if condition.holds(row["value"]))
-        return [(_item(row), None) for row in islice(found, request.offset, request.wanted)]
+        return [(StoredItem.of(row), None) for row in islice(found, request.offset, request.wanted)]
 
     def _search_nearest(self, request: SearchRequest) -> list[Scored]:
         assert request.vector is not None
@@ -783,7 +513,7 @@ class Items:
                 passed = [row for row in found if condition.is_exact or condition.holds(row["value"])]
                 if condition.is_exact or len(passed) >= request.wanted or len(hits) < depth:
                     chosen = passed if condition.is_exact else passed[request.offset : request.wanted]
-                    return [(one, best[one.at]) for one in map(_item, chosen)]
+                    return [(one, best[one.at]) for one in map(StoredItem.of, chosen)]
             depth *= 4
 
     def _fits_memory(self) -> bool:
@@ -811,7 +541,7 @@ class Items:
         for name, change in made.items():
             held = self._resident.namespace(name)
             if held is not None and held.revision == change.before:
-                rows = [_item(row, puts[_at(row)].vectors) for row in change.rows]
+                rows = [StoredItem.of(row, puts[ItemKey.of(row)].vectors) for row in change.rows]
                 self._resident.keep(name, held.changed(change.after, rows, change.gone))
 
     def _write(self, puts: Mapping[ItemKey, NewItem]) -> dict[str, _Change]:
@@ -866,7 +596,7 @@ class Items:
     def _write_vectors(
         self, puts: Mapping[ItemKey, NewItem], rows: Sequence[Mapping[str, Any]], heads: Mapping[ItemKey, Any]
     ) -> None:
-        counts = {_at(row): row["vectors"] for row in rows}
+        counts = {ItemKey.of(row): row["vectors"] for row in rows}
         stale = [
             vector_id
             for at, head in heads.items()
@@ -943,15 +673,6 @@ class Items:
 _NONE: Vectors = np.empty((0, 0), np.float32)
 
 
-def _any_ttl(namespaces: Iterable[_Namespace]) -> bool:
-    """Whether an item may ever expire."""
-    return any(one.ttl is not None for namespace in namespaces for one in namespace.rows)
-
-
-def _newest_first(one: StoredItem) -> Any:
-    return -one.updated_at.timestamp(), one.at
-
-
 def _below(prefix: str) -> list[Filter]:
     return [field("namespace").startswith(prefix)] if prefix else []
 
@@ -971,50 +692,6 @@ def _metadata(at: ItemKey, value: Any) -> dict[str, Any]:
 def _vector_ids(at: ItemKey, count: int) -> list[str]:
     digest = blake2b("\0".join(at).encode(), digest_size=16).hexdigest()
     return [f"{digest}-{number}" for number in range(count)]
-
-
-def _unit(vectors: Vectors) -> Vectors:
-    """Return `[N, D]` vectors of length 1; a zero one stays zero."""
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    unit: Vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
-    return unit
-
-
-def _direction(vector: Vectors) -> Vectors:
-    """Return a `[D]` vector of length 1; a zero one stays zero."""
-    length = math.sqrt(vector @ vector)
-    return vector / np.float32(length) if 0.0 < length < math.inf else _unit(vector)
-
-
-def _nearest(
-    namespaces: Sequence[_Namespace], vector: Vectors, chosen: _Chosen
-) -> tuple[Sequence[StoredItem], Positions, npt.NDArray[np.float32]]:
-    """Return the rows of namespaces, where those are that a search by a vector of length 1 finds, and how near they are."""
-    found = [namespace.nearest(vector, chosen) for namespace in namespaces]
-    if len(namespaces) == 1:
-        return namespaces[0].rows, *found[0]
-    rows = [one for namespace in namespaces for one in namespace.rows]
-    firsts = np.cumsum([0, *(len(namespace.rows) for namespace in namespaces)])[:-1]
-    positions = np.concatenate([first + own for first, (own, _) in zip(firsts, found, strict=True)])
-    return rows, positions, np.concatenate([scores for _, scores in found])
-
-
-def _at(row: Mapping[str, Any]) -> ItemKey:
-    return ItemKey(row["namespace"], row["key"])
-
-
-def _item(row: Mapping[str, Any], vectors: Vectors | None = None) -> StoredItem:
-    # Nearly always it is the same moment: then let it be the same object.
-    created_at, updated_at = row["created_at"], row["updated_at"]
-    return StoredItem(
-        _at(row),
-        marshal.dumps(row["value"]),
-        updated_at if created_at == updated_at else created_at,
-        updated_at,
-        row["ttl"],
-        row["vectors"],
-        None if vectors is None else _unit(vectors),
-    )
 
 
 def _item_row(at: ItemKey, new: NewItem, created_at: datetime, now: datetime, revision: int) -> dict[str, Any]:

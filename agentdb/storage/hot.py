@@ -226,7 +226,7 @@ class HotTable:
             "SELECT m.catalogue_no, m.commit_no, t.version, r._op, r.row FROM meta m "
             f"LEFT JOIN tables t ON t.id = {table_id} LEFT JOIN {self.rows} r ON r._key = ?"
         )
-        self.get_seq = f"SELECT _seq FROM {self.rows} WHERE _key = ? AND _op = 0"
+        self.get_seq = f"SELECT _op, _seq FROM {self.rows} WHERE _key = ?"
         self._insert_term = f"INSERT OR IGNORE INTO {self.terms}(term, id) VALUES (?, ?)"
 
     def create(self, connection: apsw.Connection) -> None:
@@ -312,13 +312,6 @@ class HotTable:
         if found is None:
             return False, None
         return True, None if found[0] == TOMBSTONE else _decode_row(found[1])
-
-    def seq(self, connection: apsw.Connection, key: str) -> tuple[bool, int | None]:
-        """Return (known here, number of the commit that wrote the row or None for a tombstone)."""
-        found = connection.execute(f"SELECT _op, _seq FROM {self.rows} WHERE _key = ?", (key,)).fetchone()
-        if found is None:
-            return False, None
-        return True, None if found[0] == TOMBSTONE else int(found[1])
 
     def decode(self, op: int, row: bytes) -> list[Any] | None:
         """Return the physical row of a stored one; None for a tombstone."""

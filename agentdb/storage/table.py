@@ -19,7 +19,7 @@ from agentdb.storage.cold import ColumnFill
 from agentdb.storage.core import Core, View, WriteView
 from agentdb.storage.flush import ColdWriter, Guard
 from agentdb.storage.follower import Follower, Part
-from agentdb.storage.hot import KeyOrder, TableEntry, storage_errors
+from agentdb.storage.hot import TOMBSTONE, KeyOrder, TableEntry, storage_errors
 from agentdb.storage.indices import TEXT_INDEX, IndexDefinition, IndexInfo
 from agentdb.storage.locks import LockedError
 from agentdb.storage.plan import Plan, complete, hot_table
@@ -117,19 +117,28 @@ class Table:
         return cold[0][1] if cold else None
 
     def _get_at_once(self, entry: TableEntry, key: str) -> tuple[int, int | None, bytes] | None:
-        """Read catalogue and hot row by one statement, which is a snapshot by itself; None if the catalogue changed."""
+        """Read catalogue and hot row by one statement; None if the catalogue changed."""
         core = self._core
-        with storage_errors():
-            connection = core.hot.take_reader()
-            try:
-                found = connection.execute(entry.hot.get_with_catalogue, (key,)).fetchone()
-            except apsw.SQLError:
-                return None  # the table was dropped; the ordinary way says so
-            finally:
-                core.hot.give_reader(connection)
-        no, commit_no, version, op, row = found  # type: ignore[misc]
+        rows = self._at_once(entry.hot.get_with_catalogue, key)
+        if rows is None:
+            return None
+        no, commit_no, version, op, row = rows[0]
         core.pins.learn(commit_no)
         return None if no != core.catalogue.no or version is None else (version, op, row)
+
+    def _at_once(self, statement: str, key: str) -> list[tuple[Any, ...]] | None:
+        """Return what a statement finds of a key, a snapshot by itself; None if the table was dropped.
+
+        Then the ordinary way says so.
+        """
+        with storage_errors():
+            connection = self._core.hot.take_reader()
+            try:
+                return connection.execute(statement, (key,)).fetchall()
+            except apsw.SQLError:
+                return None
+            finally:
+                self._core.hot.give_reader(connection)
 
     def require(self, key: Key) -> Row:
         """Return the row of a key.
@@ -161,30 +170,26 @@ class Table:
         entry = core.catalogue.by_id.get(self._id)
         if entry is None or not entry.schema.hot_only or core.current() is not None:
             return self._last_commit_here(key)
-        text = entry.schema.encode_key(key)
-        with storage_errors():
-            connection = core.hot.take_reader()
-            try:
-                found = connection.execute(entry.hot.get_seq, (text,)).fetchone()
-            except apsw.SQLError:
-                return self._last_commit_here(key)  # the table was dropped, and this says so
-            finally:
-                core.hot.give_reader(connection)
-        return None if found is None else found[0]
+        rows = self._at_once(entry.hot.get_seq, entry.schema.encode_key(key))
+        if rows is None:
+            return self._last_commit_here(key)
+        return rows[0][1] if rows else None
 
     def _last_commit_here(self, key: Key) -> int | None:
         """Return what `last_commit` returns, in the current view or a snapshot of its own."""
         with self._core.reading() as view:
             entry = self._entry(view)
             text = entry.schema.encode_key(key)
-            known, number = entry.hot.seq(view.connection, text)
-            version = 0 if known else view.version(entry)
+            hot: tuple[Any, ...] | None = view.connection.execute(entry.hot.get_seq, (text,)).fetchone()
+            if hot is not None:
+                return None if hot[0] == TOMBSTONE else hot[1]
+            version = view.version(entry)
             if not version:
-                return number
-            found = self._core.cold.lookup(entry.dataset, version, [text], ["_seq"]).column("_seq").to_pylist()
-            if not found or found[0] >= 0:
-                return found[0] if found else None
-            return self._core.hot.batch_commit(view.connection, entry.id, -found[0])
+                return None
+            cold = self._core.cold.lookup(entry.dataset, version, [text], ["_seq"]).column("_seq").to_pylist()
+            if not cold or cold[0] > 0:
+                return cold[0] if cold else None
+            return self._core.hot.batch_commit(view.connection, entry.id, -cold[0])
 
     def get_many(self, keys: Iterable[Key]) -> list[Row | None]:
         """Return the rows of many keys, in their order; None where there is none. One consistent snapshot."""

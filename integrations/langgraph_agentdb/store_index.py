@@ -13,7 +13,7 @@ from langgraph.store.base import ensure_embeddings, get_text_at_path, tokenize_p
 
 from agentdb import Embedder, InvalidInputError, embed_texts, load_embedder
 
-__all__ = ["StoreIndex", "StoreIndexConfig"]
+__all__ = ["StoreIndex", "StoreIndexConfig", "Vectors"]
 
 Vectors = npt.NDArray[np.float32]
 Paths = Sequence[tuple[str, str | list[str]]]

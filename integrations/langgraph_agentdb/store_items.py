@@ -48,7 +48,7 @@ from agentdb import (
 )
 from langgraph_agentdb.store_columns import COLUMNS, Columns, ColumnSets, HeldColumns, paths_of
 from langgraph_agentdb.store_filters import StoreFilter, filterable
-from langgraph_agentdb.store_index import StoreIndex
+from langgraph_agentdb.store_index import StoreIndex, Vectors
 from langgraph_agentdb.store_resident import (
     Chosen,
     ItemKey,
@@ -56,7 +56,6 @@ from langgraph_agentdb.store_resident import (
     Resident,
     Scope,
     StoredItem,
-    Vectors,
     nearest,
     newest_first,
     normalised,

@@ -7,7 +7,6 @@ store: who finds them unchanged need not look at the items.
 from __future__ import annotations
 
 import marshal
-import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from langgraph_agentdb.store_filters import StoreFilter
+from langgraph_agentdb.store_index import Vectors
 
 __all__ = [
     "Chosen",
@@ -32,14 +32,12 @@ __all__ = [
     "Resident",
     "Scope",
     "StoredItem",
-    "Vectors",
     "copied",
     "nearest",
     "newest_first",
     "normalised",
 ]
 
-Vectors = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.int64]
 
 _SCOPES = 4_096
@@ -360,23 +358,17 @@ class Resident:
 
 
 def normalised(vectors: Vectors) -> Vectors:
-    """Return `[N, D]` vectors of length 1; a zero one stays zero."""
+    """Return `[D]` or `[N, D]` vectors of length 1; a zero one stays zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     unit: Vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
     return unit
-
-
-def _direction(vector: Vectors) -> Vectors:
-    """Return a `[D]` vector of length 1; a zero one stays zero."""
-    length = math.sqrt(vector @ vector)
-    return vector / np.float32(length) if 0.0 < length < math.inf else normalised(vector)
 
 
 def nearest(
     namespaces: Sequence[Namespace], vector: Vectors, chosen: Chosen
 ) -> tuple[Sequence[StoredItem], Positions, npt.NDArray[np.float32]]:
     """Return the rows of namespaces, where among them those are that a search finds, and how near these are to its vector."""
-    direction = _direction(vector)
+    direction = normalised(vector)
     found = [namespace.nearest(direction, chosen) for namespace in namespaces]
     if len(namespaces) == 1:
         return namespaces[0].rows, *found[0]

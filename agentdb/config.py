@@ -40,7 +40,7 @@ class Config:
         clock: returns the current UTC time; inject one to make a database deterministic.
         id_source: returns a new unique identifier.
         maintenance: run flush, compaction and clean-up in a background thread. Without it ``db.optimize()`` does them.
-        tick_s: how often that thread looks for work.
+        tick_s: how often that thread looks for work; a quarter as often while nothing is written.
         flush_rows, flush_bytes, flush_age_s: a table is flushed when one of them is reached.
         close_flush_rows, close_timeout_s: ``close()`` flushes tables with at least that many rows, for at most that long.
         bulk_rows, bulk_bytes: a ``put_many`` that reaches *both* goes straight to the cold tier.

@@ -32,6 +32,9 @@ _CLEAN_EVERY_S = 2.0
 _VACUUM_PAGES = 2_000
 _MANY_FREE_PAGES = 4_096
 _MAX_BACKOFF_S = 30.0
+_IDLE_TICKS = 4
+"""So many times less often a thread looks for work that found none. A thread that wakes up costs those who are at it: each of
+their calls of SQLite hands the interpreter over, and back."""
 _PRESSED = 4
 """A log so many times over its limit is checkpointed by writers themselves."""
 
@@ -50,6 +53,8 @@ class Maintenance:
         self._fresh_bytes: dict[int, int] = {}
         self._hot_bytes = 0
         self._seen_commit = -1
+        self._is_idle = False
+        """The last step found nothing to do."""
         self._waiting_since: dict[int, float] = {}
         self._retry_at: dict[int, tuple[float, float]] = {}
         self._last_clean = 0.0
@@ -86,6 +91,9 @@ class Maintenance:
     # --- called by writers --------------------------------------------------------------------------------------------
 
     def _committed(self, touched: dict[int, int]) -> None:
+        if self._is_idle:
+            self._is_idle = False
+            self._wake.set()
         with self._counts:
             for table_id, size in touched.items():
                 total = self._fresh_bytes[table_id] = self._fresh_bytes.get(table_id, 0) + size
@@ -117,7 +125,7 @@ class Maintenance:
 
     def _loop(self) -> None:
         while not self._stop.is_set():
-            self._wake.wait(self._core.config.tick_s)
+            self._wake.wait(self._core.config.tick_s * (_IDLE_TICKS if self._is_idle else 1))
             self._wake.clear()
             if self._stop.is_set():
                 return
@@ -143,7 +151,8 @@ class Maintenance:
             commit_no = view.commit_no
             entries = list(view.catalogue.by_name.values())
         changed = commit_no != self._seen_commit
-        if changed or self._waiting_since:
+        self._is_idle = not changed and not self._waiting_since
+        if not self._is_idle:
             self._seen_commit = commit_no
             self._flush_due(entries, now)
         if self._log_bytes() > self._core.config.wal_limit_bytes:

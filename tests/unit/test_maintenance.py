@@ -95,6 +95,29 @@ def test_nothing_is_flushed_before_it_is_due(db_path: Path) -> None:
         assert stats(db).cold_rows == 0
 
 
+def test_who_finds_nothing_to_do_rests_until_something_is_written(db: agentdb.Database) -> None:
+    upkeep = db._maintenance
+    upkeep._step()
+    upkeep._step()
+    assert upkeep._is_idle
+    db.table("t").put(row(1))
+    for _ in range(2):  # the second time because a row waits for its flush
+        upkeep._step()
+        assert not upkeep._is_idle
+    db.flush()
+    upkeep._step()
+    upkeep._step()
+    assert upkeep._is_idle
+
+
+def test_a_write_wakes_who_rests(db_path: Path) -> None:
+    with agentdb.open(db_path, config=Config(durability="normal", tick_s=3_600.0, flush_rows=1)) as db:
+        table = db.table(SCHEMA)
+        db._maintenance._is_idle = True
+        table.put(row(1))
+        eventually(lambda: stats(db).cold_rows == 1)
+
+
 def test_close_flushes_what_is_worth_it(db_path: Path) -> None:
     for count, cold in ((20, 0), (50, 50)):
         with agentdb.open(db_path, config=Config(**QUIET, close_flush_rows=50)) as db:
